@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod deadline;
+mod error;
+mod operation;
+mod policy;
+mod rejection;
+#[cfg(feature = "test-util")]
+pub mod testing;
+mod timeout;
+#[cfg(feature = "tower")]
+mod tower;
+mod verdict;
+
+pub use deadline::{Deadline, DeadlineScope};
+pub use error::{Failure, PolicyError};
+pub use operation::{ByRef, ClassifyWith, Layered, Lift, LiftFuture, Operation};
+pub use policy::{Guard, Policy};
+pub use rejection::{PolicyKind, Reason, Rejection, TimedOut};
+pub use timeout::{Timeout, TimeoutFuture};
+#[cfg(feature = "tower")]
+pub use tower::{TimeoutLayer, TimeoutService};
+pub use verdict::{Outcome, Verdict};

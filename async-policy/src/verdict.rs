@@ -1,0 +1,86 @@
+use std::time::Duration;
+
+use crate::{PolicyError, Rejection, TimedOut};
+
+/// What an outcome of the operation means to policies.
+///
+/// One table holds for the whole family:
+///
+/// | outcome | [`Verdict`] | retry, hedge | circuit breaker | adaptive limit |
+/// |---|---|---|---|---|
+/// | `Ok` (by default) | `Success` | done | success | sample |
+/// | `Err` (by default) | `Transient` | tries again, after its backoff | failure | sample |
+/// | classified so: 429, 503 with `Retry-After` | `Throttled` | tries again, after the server's delay | failure | overload |
+/// | classified so: the answer would be the same again (404, invalid input) | `Permanent` | ends with it | success: the backend answered | sample |
+/// | classified so: says nothing of the backend (cancelled by the caller) | `Ignored` | ends with it | not counted | not counted |
+/// | [`TimedOut`](crate::TimedOut) by an inner time-out: may have run | as `Transient` | tries again, after its backoff | failure | overload |
+/// | [`Rejection`](crate::Rejection) by an inner policy: not started | as `Ignored` | waits for its `retry_after` or ends | not counted | not counted |
+/// | panic | – | passes on | failure | overload |
+/// | dropped before an answer | – | aborted | not counted | not counted |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It worked.
+    Success,
+    /// It failed, and another try may work.
+    Transient,
+    /// The backend asks for less: another try may work, after the delay where one is given.
+    Throttled {
+        /// How long the backend asks to wait, counted from the answer.
+        retry_after: Option<Duration>,
+    },
+    /// It failed, and would fail again the same way. The backend itself is well.
+    Permanent,
+    /// It says nothing about the backend.
+    Ignored,
+}
+
+impl Verdict {
+    /// Whether another try may succeed: `Transient` or `Throttled`.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::Transient | Self::Throttled { .. })
+    }
+}
+
+/// What a policy sees of a result: the operation's own answer with its verdict, or the word of an inner policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<'r> {
+    /// The operation ran to its end.
+    Answered(Verdict),
+    /// An inner policy refused: the operation was not started.
+    Refused(&'r Rejection),
+    /// An inner time-out gave up: the operation may have run.
+    TimedOut(&'r TimedOut),
+}
+
+impl<'r> Outcome<'r> {
+    /// Reads a result: first what an inner policy put into it, then `classify`, then the error's own
+    /// [`verdict`](PolicyError::verdict).
+    pub fn of<T, E: PolicyError>(
+        result: &'r Result<T, E>,
+        classify: impl FnOnce(Result<&'r T, &'r E>) -> Option<Verdict>,
+    ) -> Self {
+        if let Err(error) = result {
+            if let Some(rejection) = error.rejection() {
+                return Self::Refused(rejection);
+            }
+            if let Some(timed_out) = error.timed_out() {
+                return Self::TimedOut(timed_out);
+            }
+        }
+        Self::Answered(classify(result.as_ref()).unwrap_or_else(|| match result {
+            Ok(_) => Verdict::Success,
+            Err(error) => error.verdict(),
+        }))
+    }
+
+    /// The verdict as the table has it for those who count: a refusal is `Ignored`, a time-out is `Transient`.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        match self {
+            Self::Answered(verdict) => *verdict,
+            Self::Refused(_) => Verdict::Ignored,
+            Self::TimedOut(_) => Verdict::Transient,
+        }
+    }
+}

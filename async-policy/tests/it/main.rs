@@ -1,0 +1,9 @@
+//! The public API under paused time.
+
+mod compose;
+mod deadline;
+mod errors;
+mod send;
+mod timeout;
+#[cfg(feature = "tower")]
+mod tower;
