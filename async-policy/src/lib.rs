@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod config;
 mod deadline;
 mod error;
 mod operation;
@@ -13,6 +14,7 @@ mod timeout;
 mod tower;
 mod verdict;
 
+pub use config::ConfigError;
 pub use deadline::{Deadline, DeadlineScope};
 pub use error::{Failure, PolicyError};
 pub use operation::{ByRef, ClassifyWith, Layered, Lift, LiftFuture, Operation};
@@ -21,4 +23,4 @@ pub use rejection::{PolicyKind, Reason, Rejection, TimedOut};
 pub use timeout::{Timeout, TimeoutFuture};
 #[cfg(feature = "tower")]
 pub use tower::{TimeoutLayer, TimeoutService};
-pub use verdict::{Outcome, Verdict};
+pub use verdict::{ByError, Classify, Outcome, Verdict};

@@ -84,3 +84,29 @@ impl<'r> Outcome<'r> {
         }
     }
 }
+
+/// What an answer means, where the types of the answer are known: a tower layer takes one of these. (In the closure
+/// form the verdict travels with the operation: [`Operation::classify_with`](crate::Operation::classify_with).)
+///
+/// Any `Fn(Result<&T, &E>) -> Verdict` is one.
+pub trait Classify<T, E> {
+    /// What the answer means; `None` leaves it to the error's own [`verdict`](PolicyError::verdict), and `Ok` to
+    /// success.
+    fn classify(&self, answer: Result<&T, &E>) -> Option<Verdict>;
+}
+
+impl<T, E, F: Fn(Result<&T, &E>) -> Verdict> Classify<T, E> for F {
+    fn classify(&self, answer: Result<&T, &E>) -> Option<Verdict> {
+        Some(self(answer))
+    }
+}
+
+/// The default [`Classify`]: an error means what its own [`verdict`](PolicyError::verdict) says, `Ok` is a success.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByError;
+
+impl<T, E> Classify<T, E> for ByError {
+    fn classify(&self, _: Result<&T, &E>) -> Option<Verdict> {
+        None
+    }
+}
