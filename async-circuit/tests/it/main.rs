@@ -1,0 +1,6 @@
+//! The public API under paused time.
+
+mod breaker;
+mod cancel;
+#[cfg(feature = "tower")]
+mod tower;

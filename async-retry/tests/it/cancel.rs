@@ -1,0 +1,23 @@
+use std::time::Duration;
+
+use async_policy::testing::drop_at_every_await;
+use async_retry::{Backoff, Policy, Retry};
+use tokio::sync::Semaphore;
+
+#[tokio::test(start_paused = true)]
+async fn dropped_at_every_await_nothing_leaks() {
+    let semaphore = Semaphore::new(1);
+    let retry = Retry::new(Backoff::constant(Duration::from_millis(10))).unwrap();
+    let points = drop_at_every_await(
+        || {
+            retry.call(async || {
+                let _permit = semaphore.acquire().await;
+                tokio::task::yield_now().await;
+                Err::<(), _>(())
+            })
+        },
+        async |_| assert_eq!(semaphore.available_permits(), 1),
+    )
+    .await;
+    assert_eq!(points, 5, "three attempts that yield once, two delays");
+}

@@ -1,0 +1,6 @@
+//! The public API under paused time.
+
+mod cancel;
+mod retry;
+#[cfg(feature = "tower")]
+mod tower;

@@ -1,0 +1,173 @@
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_policy::{PolicyKind, Reason, Timeout};
+use async_retry::{Backoff, Failure, Jitter, Operation, Policy, Rejection, Retry, Verdict};
+use tokio::time::Instant;
+
+fn attempts(n: u32) -> NonZeroU32 {
+    NonZeroU32::new(n).unwrap()
+}
+
+fn every(millis: u64) -> Retry {
+    Retry::new(Backoff::constant(Duration::from_millis(millis))).unwrap()
+}
+
+/// Fails `failures` times, then yields the number of the attempt.
+fn flaky(
+    failures: u32,
+) -> (impl Fn() -> std::future::Ready<Result<u32, u32>> + Send + Sync, &'static AtomicU32) {
+    let count: &'static AtomicU32 = Box::leak(Box::default());
+    let operation = move || {
+        let n = count.fetch_add(1, Relaxed) + 1;
+        std::future::ready(if n <= failures { Err(n) } else { Ok(n) })
+    };
+    (operation, count)
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_tries_again_and_waits_in_between() {
+    let (operation, _) = flaky(2);
+    let started = Instant::now();
+    assert_eq!(every(100).call(&operation).await, Ok(3));
+    assert_eq!(started.elapsed().as_millis(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_gives_up_with_the_last_error() {
+    let (operation, count) = flaky(9);
+    assert_eq!(every(100).with_max_attempts(attempts(4)).call(&operation).await, Err(Failure::Operation(4)));
+    assert_eq!(count.load(Relaxed), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_delay_waits_for_no_timer_tick() {
+    let (operation, _) = flaky(2);
+    let started = Instant::now();
+    assert_eq!(Retry::new(Backoff::none()).unwrap().call(&operation).await, Ok(3));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_ends_it_and_a_bad_ok_does_not() {
+    let (operation, count) = flaky(9);
+    let op = (&operation).classify_with(|_| Verdict::Permanent);
+    assert_eq!(every(100).call(op).await, Err(Failure::Operation(1)));
+    assert_eq!(count.load(Relaxed), 1);
+
+    let op = (async || Ok::<_, ()>(503)).classify_with(|_| Verdict::Transient);
+    let started = Instant::now();
+    assert_eq!(every(100).call(op).await, Ok(503));
+    assert_eq!(started.elapsed().as_millis(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_servers_hint_is_used_and_clamped_to_the_cap() {
+    let retry =
+        Retry::new(Backoff::exponential(Duration::from_millis(1)).with_cap(Duration::from_secs(3))).unwrap();
+    for (hint, slept) in [(2_000, 4_000), (60_000, 6_000)] {
+        let verdict = Verdict::Throttled { retry_after: Some(Duration::from_millis(hint)) };
+        let op = (async || Err::<(), _>(())).classify_with(move |_| verdict);
+        let started = Instant::now();
+        assert!(retry.call(op).await.is_err());
+        assert_eq!(started.elapsed().as_millis(), slept);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_that_cannot_fit_the_deadline_is_not_slept() {
+    let (operation, count) = flaky(9);
+    let started = Instant::now();
+    let stack = (Timeout::from_millis(250), every(100).with_max_attempts(attempts(10)));
+    assert_eq!(stack.call(&operation).await, Err(Failure::Operation(3)));
+    assert_eq!((started.elapsed().as_millis(), count.load(Relaxed)), (200, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_waited_for_if_it_says_how_long_and_an_earlier_answer_stands_over_it() {
+    let refusal = |wait: Option<u64>| {
+        let refusal = Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen);
+        Failure::Rejected(
+            wait.map_or(refusal.clone(), |wait| refusal.with_retry_after(Duration::from_millis(wait))),
+        )
+    };
+    let retry = || every(5000).with_max_attempts(attempts(9));
+    // What the operation yields in turn; what the call ends with; after how long.
+    type Row = (Retry, Vec<Failure<&'static str>>, Result<(), Failure<&'static str>>, u128);
+    let table: [Row; 5] = [
+        (retry(), vec![refusal(Some(300))], Ok(()), 300),
+        (retry(), vec![refusal(None)], Err(refusal(None)), 0),
+        (retry(), vec![refusal(Some(6000))], Err(refusal(Some(6000))), 0),
+        (retry().with_wait_for_refusals(false), vec![refusal(Some(300))], Err(refusal(Some(300))), 0),
+        (retry(), vec![Failure::Operation("down"), refusal(None)], Err(Failure::Operation("down")), 5000),
+    ];
+    for (n, (retry, answers, end, millis)) in table.into_iter().enumerate() {
+        let count = AtomicU32::new(0);
+        let started = Instant::now();
+        let ended = retry
+            .execute(async || {
+                answers
+                    .get(count.fetch_add(1, Relaxed) as usize)
+                    .map_or(Ok(()), |failure| Err(failure.clone()))
+            })
+            .await;
+        assert_eq!((ended, started.elapsed().as_millis()), (end, millis), "row {n}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
+    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(attempts(u32::MAX));
+    let stack = (Timeout::from_millis(20), retry);
+    // Each attempt takes virtual time without being pending.
+    let failure = stack
+        .call(|| {
+            let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            let _ = advance.as_mut().poll(&mut cx);
+            std::future::ready(Err::<(), _>(()))
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(failure, Failure::TimedOut(_)), "{failure:?}");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_the_field_and_the_value() {
+    let base = || Backoff::exponential(Duration::from_secs(1));
+    for (backoff, message) in [
+        (
+            base().with_cap(Duration::from_millis(50)),
+            "invalid `backoff.cap`: 50ms; expected at least the base, 1s",
+        ),
+        (
+            base().with_factor(f64::NAN),
+            "invalid `backoff.factor`: NaN; expected a finite number of at least 1",
+        ),
+        (base().with_factor(-2.0), "invalid `backoff.factor`: -2; expected a finite number of at least 1"),
+        (
+            base().with_factor(f64::INFINITY),
+            "invalid `backoff.factor`: inf; expected a finite number of at least 1",
+        ),
+    ] {
+        assert_eq!(Retry::new(backoff).unwrap_err().to_string(), message);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn delays_grow_to_the_cap_and_jitter_never_exceeds_it() {
+    let backoff = Backoff::exponential(Duration::from_secs(1))
+        .with_cap(Duration::from_secs(3))
+        .with_jitter(Jitter::None);
+    let started = Instant::now();
+    let retry = Retry::new(backoff.clone()).unwrap().with_max_attempts(attempts(5));
+    assert!(retry.call(async || Err::<(), _>(())).await.is_err());
+    assert_eq!(started.elapsed().as_secs(), 1 + 2 + 3 + 3);
+
+    let retry = Retry::new(backoff.with_jitter(Jitter::Full)).unwrap().with_max_attempts(attempts(101));
+    let started = Instant::now();
+    assert!(retry.call(async || Err::<(), _>(())).await.is_err());
+    // The mean of 98 delays at the cap is half of it.
+    assert!((80..=240).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+}
