@@ -1,0 +1,131 @@
+//! How a change runs: its turn, the lock, then all of it in one blocking job.
+
+use std::fs::File;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use async_policy::{Deadline, Reason};
+use tokio::time::timeout_at;
+
+use crate::error::{ErrorKind, Fault, Step};
+use crate::job;
+use crate::lock::{self, Entry, Locked, REAL, SPELLED, Turn};
+use crate::ops::Ops;
+use crate::options::Options;
+use crate::target::Target;
+
+/// What a change may use while nobody else changes the file.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    pub(crate) ops: &'a dyn Ops,
+    pub(crate) target: &'a Target,
+    pub(crate) options: &'a Options,
+    pub(crate) cancelled: &'a AtomicBool,
+}
+
+/// How far a call has got on its way to the file.
+enum Stage {
+    Fresh(PathBuf),
+    MyTurn { target: Target, entry: Arc<Entry>, turn: Turn },
+    Mine { target: Target, turn: Turn, locked: Option<Locked> },
+}
+
+enum Progress<W, R> {
+    Done(Result<R, Fault>),
+    /// Another call of this process is on the file under another name.
+    Queue {
+        target: Target,
+        entry: Arc<Entry>,
+        work: W,
+    },
+    /// Another process is on it.
+    Wait {
+        target: Target,
+        entry: Arc<Entry>,
+        turn: Turn,
+        lock: File,
+        work: W,
+    },
+}
+
+/// Runs `work` when it is this call's turn, with the file to itself. Normally that is one blocking job and no wait.
+pub(crate) async fn run<R: Send + 'static>(
+    ops: Arc<dyn Ops>,
+    path: &Path,
+    options: Options,
+    work: impl FnOnce(&Held<'_>) -> Result<R, Fault> + Send + 'static,
+) -> Result<R, Fault> {
+    let path = std::path::absolute(path).step("make the path absolute")?;
+    // Held to the end: in the job, so that it lasts as long as the job does.
+    let spelled = within(SPELLED.entry(path.clone()).turn()).await?;
+    let mut keep = Some(spelled);
+    let mut stage = Stage::Fresh(path);
+    let mut work = work;
+    loop {
+        let ops = Arc::clone(&ops);
+        let spelled = keep.take();
+        let step = move |cancelled: &AtomicBool| (advance(&*ops, stage, &options, cancelled, work), spelled);
+        let (progress, spelled) = job::run(step).await?;
+        keep = spelled;
+        match progress? {
+            Progress::Done(done) => return done,
+            Progress::Queue { target, entry, work: back } => {
+                let turn = within(Arc::clone(&entry).turn()).await?;
+                stage = Stage::MyTurn { target, entry, turn };
+                work = back;
+            }
+            Progress::Wait { target, entry, turn, lock, work: back } => {
+                let locked = within(entry.wait(lock)?).await?.map_err(|_| lock::lost())?;
+                stage = Stage::Mine { target, turn, locked: Some(locked) };
+                work = back;
+            }
+        }
+    }
+}
+
+/// Goes as far as it can without waiting.
+fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
+    ops: &dyn Ops,
+    mut stage: Stage,
+    options: &Options,
+    cancelled: &AtomicBool,
+    work: W,
+) -> Result<Progress<W, R>, Fault> {
+    loop {
+        stage = match stage {
+            Stage::Fresh(path) => {
+                let target = Target::resolve(ops, &path, options)?;
+                let entry = REAL.entry(target.key());
+                match entry.try_turn() {
+                    Some(turn) => Stage::MyTurn { target, entry, turn },
+                    None => return Ok(Progress::Queue { target, entry, work }),
+                }
+            }
+            Stage::MyTurn { target, turn, .. } if !options.processes => {
+                Stage::Mine { target, turn, locked: None }
+            }
+            Stage::MyTurn { target, entry, turn } => match lock::try_lock(ops, &target)? {
+                Ok(locked) => Stage::Mine { target, turn, locked: Some(locked) },
+                Err(lock) => return Ok(Progress::Wait { target, entry, turn, lock, work }),
+            },
+            Stage::Mine { target, turn, locked } => {
+                let done = work(&Held { ops, target: &target, options, cancelled });
+                // The other processes first: the next call of this one may then try the lock.
+                drop(locked);
+                drop(turn);
+                return Ok(Progress::Done(done));
+            }
+        };
+    }
+}
+
+/// Waits at most until the deadline in force, and not at all if that has passed.
+pub(crate) async fn within<F: Future>(wait: F) -> Result<F::Output, Fault> {
+    let refused = || Fault::from(ErrorKind::Rejected(job::refusal(Reason::DeadlineTooClose)));
+    match Deadline::current() {
+        None => Ok(wait.await),
+        Some(deadline) => timeout_at(deadline.instant(), wait).await.map_err(|_| refused()),
+    }
+}

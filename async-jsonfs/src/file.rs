@@ -1,0 +1,339 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Fault, Outcome, Step};
+use crate::exclusive::{self, Held};
+use crate::ops::{Meta, Ops, System};
+use crate::options::{Durability, Format, Options, ReadOnly, Symlinks};
+use crate::parse::{parse, print};
+use crate::replace::{Replace, current};
+use crate::{job, target};
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Saved {
+    /// The file has the new content.
+    Written,
+    /// The file held these very bytes already and was not written; it is as durable as asked for.
+    Unchanged,
+}
+
+/// What [`JsonFile::try_update`] fails with.
+#[derive(Clone, Debug)]
+pub enum UpdateError<E> {
+    /// The closure said no; the file is untouched.
+    Closure(E),
+    /// Reading or writing failed.
+    File(Error),
+}
+
+/// A JSON file and how to treat it.
+///
+/// It opens nothing; each call reads or replaces the file named by the path. All of a call's work runs in one job on the blocking pool.
+///
+/// Changes of one file by this process are made one after another, in the order of the calls' first polls, whatever path
+/// leads to it. Other processes are kept out by an advisory lock on `.NAME.lock` beside it, which stays there, empty. Reads wait for
+/// nobody: they see the content before or after a change.
+///
+/// # Default
+///
+/// Durable writes, pretty-printed, symbolic links followed, read-only files refused, at most 256 MiB, directories not made, processes
+/// excluded, mode of a new file by the umask.
+///
+/// # Panics
+///
+/// Its async methods panic outside of a tokio runtime.
+#[derive(Clone, Debug)]
+#[must_use = "it does nothing until one of its methods is awaited"]
+pub struct JsonFile {
+    path: PathBuf,
+    options: Options,
+    ops: Arc<dyn Ops>,
+}
+
+impl JsonFile {
+    /// The file of this path, with the defaults. A relative path is taken from the working directory of each call.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), options: Options::default(), ops: Arc::new(System) }
+    }
+
+    /// What a successful write promises.
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.options.durability = durability;
+        self
+    }
+
+    /// What to do where the path is a symbolic link.
+    pub fn with_symlinks(mut self, symlinks: Symlinks) -> Self {
+        self.options.symlinks = symlinks;
+        self
+    }
+
+    /// What to do where the file is read-only.
+    pub fn with_read_only(mut self, read_only: ReadOnly) -> Self {
+        self.options.read_only = read_only;
+        self
+    }
+
+    /// How a whole document is laid out.
+    pub fn with_format(mut self, format: Format) -> Self {
+        self.options.format = format;
+        self
+    }
+
+    /// Refuses larger files, in bytes.
+    pub fn with_max_bytes(mut self, limit: u64) -> Self {
+        self.options.max_bytes = limit;
+        self
+    }
+
+    /// Makes the directories that are missing when it writes.
+    pub fn with_create_parents(mut self) -> Self {
+        self.options.create_parents = true;
+        self
+    }
+
+    /// The permission bits of a file that did not exist, whatever the umask.
+    pub fn with_mode(mut self, mode: u32) -> Self {
+        self.options.mode = Some(mode & 0o7777);
+        self
+    }
+
+    /// Leaves the other processes alone: no lock file. For files that only this process writes.
+    pub fn without_process_lock(mut self) -> Self {
+        self.options.processes = false;
+        self
+    }
+
+    /// The path it was made with.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    ///
+    /// The file is not there, cannot be read, is too large, is not UTF-8 JSON or not a `T`; then the error says where and what was
+    /// expected.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it changes nothing; a read that has begun ends in the background.
+    pub async fn load<T: DeserializeOwned + Send + 'static>(&self) -> Result<T, Error> {
+        let Self { path, options, ops } = self.clone();
+        let read = move |_: &_| {
+            let file = ops.open(&path, options.symlinks != Symlinks::Refuse);
+            let file = match file {
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                    target::refuse_symlink(&*ops, &path)?;
+                    Err(error)
+                }
+                opened => opened,
+            };
+            let (bytes, _) = target::read(&*ops, &file.step("open")?, &options)?;
+            parse(&bytes)
+        };
+        job::run(read).await.and_then(|loaded| loaded).map_err(|fault| self.error(fault))
+    }
+
+    /// [`load`](Self::load); of a file that is not there, the default.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load), but for the missing file.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`load`](Self::load).
+    pub async fn load_or_default<T: DeserializeOwned + Default + Send + 'static>(&self) -> Result<T, Error> {
+        match self.load().await {
+            Err(error) if error.is_not_found() => Ok(T::default()),
+            loaded => loaded,
+        }
+    }
+
+    /// Replaces the file, or makes it. Readers see the old content or the new, never a mixture.
+    ///
+    /// The value is turned into JSON, and dropped, on the blocking pool; an `Arc` (serde's `rc` feature) shares it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::outcome`] says how far it got. A refusal if the lock was not to be had before the [deadline](async_policy::Deadline).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped while it waits, it does nothing. Dropped later, it leaves the old content or the new, nothing else.
+    pub async fn save<T: Serialize + Send + 'static>(&self, value: T) -> Result<Saved, Error> {
+        let format = self.options.format;
+        self.exclusive(move |held| {
+            let bytes = print(&value, format)?;
+            drop(value);
+            let old = current(held.ops, held.target, held.options)?;
+            held.put(&bytes, old, None)
+        })
+        .await
+    }
+
+    /// Reads the file, lets the closure change it, and writes it back, while no other call and no other process writes.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load) and [`save`](Self::save).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`save`](Self::save).
+    ///
+    /// # Panics
+    ///
+    /// When the closure does, with its panic; the file is untouched.
+    pub async fn update<T, R>(&self, change: impl FnOnce(&mut T) -> R + Send + 'static) -> Result<R, Error>
+    where
+        T: DeserializeOwned + Serialize + 'static,
+        R: Send + 'static,
+    {
+        self.try_update(move |value| Ok::<_, std::convert::Infallible>(change(value))).await.map_err(
+            |error| match error {
+                UpdateError::Closure(never) => match never {},
+                UpdateError::File(error) => error,
+            },
+        )
+    }
+
+    /// [`update`](Self::update) with a closure that may say no, and then nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// The closure's, or as [`update`](Self::update).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`save`](Self::save).
+    ///
+    /// # Panics
+    ///
+    /// As [`update`](Self::update).
+    pub async fn try_update<T, R, E>(
+        &self,
+        change: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
+    ) -> Result<R, UpdateError<E>>
+    where
+        T: DeserializeOwned + Serialize + 'static,
+        R: Send + 'static,
+        E: Send + 'static,
+    {
+        let changed = self.exclusive(move |held| {
+            let (raw, meta) = held.read()?;
+            let mut value: T = parse(&raw)?;
+            match change(&mut value) {
+                Err(no) => Ok(Err(no)),
+                Ok(yes) => {
+                    let bytes = print(&value, held.options.format)?;
+                    drop(value);
+                    held.put(&bytes, Some(meta), Some(&raw)).map(|_| Ok(yes))
+                }
+            }
+        });
+        changed.await.map_err(UpdateError::File)?.map_err(UpdateError::Closure)
+    }
+
+    async fn exclusive<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Held<'_>) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<R, Error> {
+        exclusive::run(Arc::clone(&self.ops), &self.path, self.options, work)
+            .await
+            .map_err(|fault| self.error(fault))
+    }
+
+    fn error(&self, fault: Fault) -> Error {
+        Error::new(&self.path, fault)
+    }
+}
+
+impl Held<'_> {
+    /// The content to be changed.
+    pub(crate) fn read(&self) -> Result<(Vec<u8>, Meta), Fault> {
+        current(self.ops, self.target, self.options)?;
+        let file = self.ops.open_at(&self.target.dir, &self.target.name).step("open")?;
+        target::read(self.ops, &file, self.options)
+    }
+
+    /// Writes, unless the file holds `bytes` already. `raw` is its content where that is known.
+    pub(crate) fn put(&self, bytes: &[u8], old: Option<Meta>, raw: Option<&[u8]>) -> Result<Saved, Fault> {
+        let Self { ops, target, options, cancelled } = *self;
+        if old.is_some_and(|old| old.len == bytes.len() as u64) {
+            let file = ops.open_at(&target.dir, &target.name).step("open")?;
+            let same = match raw {
+                Some(raw) => raw == bytes,
+                None => target::read(ops, &file, options)?.0 == bytes,
+            };
+            if same {
+                if options.durability == Durability::Durable {
+                    // It may have been made visible only.
+                    let unknown = |fault| Fault { outcome: Outcome::Visible, ..fault };
+                    ops.sync(&file).step("sync the file").map_err(unknown)?;
+                    ops.sync_dir(&target.dir).step("sync the directory").map_err(unknown)?;
+                }
+                return Ok(Saved::Unchanged);
+            }
+        }
+        let replace = Replace { ops, target, options, create_new: false, cancelled };
+        replace.run(bytes, old.as_ref()).map(|_| Saved::Written)
+    }
+}
+
+/// Reads a JSON file: [`JsonFile::load`] with the defaults.
+///
+/// # Errors
+///
+/// As [`JsonFile::load`].
+///
+/// # Cancel safety
+///
+/// As [`JsonFile::load`].
+pub async fn load<T: DeserializeOwned + Send + 'static>(path: impl AsRef<Path>) -> Result<T, Error> {
+    JsonFile::new(path.as_ref()).load().await
+}
+
+/// Replaces a JSON file atomically and durably: [`JsonFile::save`] with the defaults.
+///
+/// # Errors
+///
+/// As [`JsonFile::save`].
+///
+/// # Cancel safety
+///
+/// As [`JsonFile::save`].
+pub async fn save<T: Serialize + Send + 'static>(path: impl AsRef<Path>, value: T) -> Result<Saved, Error> {
+    JsonFile::new(path.as_ref()).save(value).await
+}
+
+/// Changes a JSON file, with no other writer in between: [`JsonFile::update`] with the defaults.
+///
+/// # Errors
+///
+/// As [`JsonFile::update`].
+///
+/// # Cancel safety
+///
+/// As [`JsonFile::update`].
+///
+/// # Panics
+///
+/// As [`JsonFile::update`].
+pub async fn update<T, R>(
+    path: impl AsRef<Path>,
+    change: impl FnOnce(&mut T) -> R + Send + 'static,
+) -> Result<R, Error>
+where
+    T: DeserializeOwned + Serialize + 'static,
+    R: Send + 'static,
+{
+    JsonFile::new(path.as_ref()).update(change).await
+}

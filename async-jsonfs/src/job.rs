@@ -1,0 +1,110 @@
+//! One call, one blocking job.
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use async_policy::{PolicyKind, Reason, Rejection};
+use tokio::task::{AbortHandle, spawn_blocking};
+
+use crate::error::{ErrorKind, Fault};
+
+/// Stops the job when its caller goes away: one that has not begun never does, one that runs sees the flag.
+struct Abandon {
+    flag: Arc<AtomicBool>,
+    handle: AbortHandle,
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.flag.store(true, Relaxed);
+        self.handle.abort();
+    }
+}
+
+/// The refusal of this crate's locks and stores.
+pub(crate) fn refusal(reason: Reason) -> Rejection {
+    Rejection::new(PolicyKind::Other("json file"), reason)
+}
+
+/// Runs `work` on the blocking pool. A panic in it goes on in the caller.
+pub(crate) async fn run<R: Send + 'static>(
+    work: impl FnOnce(&AtomicBool) -> R + Send + 'static,
+) -> Result<R, Fault> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&flag);
+    let handle = spawn_blocking(move || work(&seen));
+    let _abandon = Abandon { flag, handle: handle.abort_handle() };
+    match handle.await {
+        Ok(done) => Ok(done),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // Never begun: the runtime is shutting down.
+            Err(_) => Err(ErrorKind::Rejected(refusal(Reason::ShutDown)).into()),
+        },
+    }
+}
+
+/// Drops its value on the blocking pool instead of on the thread that lets go of it.
+///
+/// A large value takes milliseconds to drop (a 50 MB document some 20), and a runtime thread does nothing else meanwhile.
+/// Loading never drops anything large on the runtime; what you do with the value is yours to say:
+///
+/// ```
+/// use async_jsonfs::{DropElsewhere, load};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("large.json");
+/// # std::fs::write(&path, "[1, 2, 3]")?;
+/// let numbers = DropElsewhere::new(load::<Vec<u64>>(&path).await?);
+/// assert_eq!(numbers.len(), 3);
+/// # Ok(()) }
+/// ```
+///
+/// Outside of a tokio runtime it drops the value where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropElsewhere<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> DropElsewhere<T> {
+    /// Takes the value in.
+    #[must_use]
+    pub const fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+
+    /// Gives the value back; from here on it drops like any other.
+    ///
+    /// # Panics
+    ///
+    /// Never: the value is there until this or the drop takes it.
+    #[must_use]
+    pub fn into_inner(mut self) -> T {
+        self.0.take().expect("taken only here and in drop")
+    }
+}
+
+impl<T: Send + 'static> std::ops::Deref for DropElsewhere<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("taken only by into_inner and drop")
+    }
+}
+
+impl<T: Send + 'static> std::ops::DerefMut for DropElsewhere<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("taken only by into_inner and drop")
+    }
+}
+
+impl<T: Send + 'static> Drop for DropElsewhere<T> {
+    fn drop(&mut self) {
+        let value = self.0.take();
+        if std::mem::needs_drop::<T>()
+            && value.is_some()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            drop(runtime.spawn_blocking(move || drop(value)));
+        }
+    }
+}

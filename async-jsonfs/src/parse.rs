@@ -1,0 +1,59 @@
+//! Bytes into values. The success path parses plainly; where something is wrong is worked out only after an error.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+
+use crate::error::{ErrorKind, Fault};
+use crate::locate;
+use crate::options::Format;
+
+const BOM: &[u8] = b"\xEF\xBB\xBF";
+
+/// The text without its byte order mark.
+pub(crate) fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BOM).unwrap_or(bytes)
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+    let text = without_bom(bytes);
+    serde_json::from_slice(text).map_err(|error| explain(bytes, &error))
+}
+
+#[cold]
+fn explain(bytes: &[u8], error: &serde_json::Error) -> Fault {
+    if let Some(name) = locate::foreign_encoding(bytes) {
+        return ErrorKind::Encoding(name).into();
+    }
+    let text = without_bom(bytes);
+    if text.trim_ascii().is_empty() {
+        let message = "the file is empty, expected a JSON value".to_owned();
+        return ErrorKind::Syntax(locate::location(text, text.len(), bytes.len() - text.len(), message))
+            .into();
+    }
+    let mut message = error.to_string();
+    // The position is told apart.
+    if let Some(at) = message.rfind(" at line ") {
+        message.truncate(at);
+    }
+    let mut offset = locate::offset_of(text, error.line(), error.column());
+    if error.is_eof() {
+        offset = text.len();
+    }
+    let location = locate::location(text, offset, bytes.len() - text.len(), message);
+    match error.classify() {
+        Category::Data => ErrorKind::Mismatch(location).into(),
+        _ => ErrorKind::Syntax(location).into(),
+    }
+}
+
+pub(crate) fn print<T: Serialize + ?Sized>(value: &T, format: Format) -> Result<Vec<u8>, Fault> {
+    let printed = match format {
+        Format::Compact => serde_json::to_vec(value),
+        Format::Pretty => serde_json::to_vec_pretty(value).map(|mut bytes| {
+            bytes.push(b'\n');
+            bytes
+        }),
+    };
+    printed.map_err(|error| ErrorKind::Serialize(error.to_string()).into())
+}

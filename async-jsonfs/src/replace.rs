@@ -1,0 +1,176 @@
+//! The durable replace sequence.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use crate::error::{ErrorKind, Fault, Outcome, Step};
+use crate::ops::{Meta, Ops};
+use crate::options::{Durability, Options, ReadOnly, Symlinks};
+use crate::target::{Target, check_kind, is_temporary};
+use rustix::fs::FileType;
+
+/// What to write, and over what.
+#[derive(Debug)]
+pub(crate) struct Replace<'a> {
+    pub(crate) ops: &'a dyn Ops,
+    pub(crate) target: &'a Target,
+    pub(crate) options: &'a Options,
+    /// Whether the name must be free.
+    pub(crate) create_new: bool,
+    /// Set once nobody waits for the outcome any more.
+    pub(crate) cancelled: &'a AtomicBool,
+}
+
+/// The file that will be replaced, if there is one and it may be.
+pub(crate) fn current(ops: &dyn Ops, target: &Target, options: &Options) -> Result<Option<Meta>, Fault> {
+    let meta = match ops.stat_at(&target.dir, &target.name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        meta => meta.step("look at the file")?,
+    };
+    if meta.kind == FileType::Symlink && options.symlinks == Symlinks::Replace {
+        return Ok(None);
+    }
+    check_kind(&meta)?;
+    if options.read_only == ReadOnly::Refuse {
+        if meta.mode & 0o222 == 0 {
+            return Err(ErrorKind::ReadOnly.into());
+        }
+        match ops.writable(&target.dir, &target.name) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(ErrorKind::ReadOnly.into());
+            }
+            checked => checked.step("check the permission to write")?,
+        }
+    }
+    Ok(Some(meta))
+}
+
+impl Replace<'_> {
+    /// Puts `bytes` in the place of `old`. Returns the new file, still open.
+    ///
+    /// 1. a temporary file beside it, new, locked, all bytes written, owner and mode of the old one
+    /// 2. sync it
+    /// 3. rename it over the old one
+    /// 4. sync the directory
+    ///
+    /// A sync that failed is never tried again on the same descriptor: the kernel has marked the pages clean ("Can
+    /// Applications Recover from fsync Failures?", USENIX ATC 2020). The temporary file is thrown away instead.
+    pub(crate) fn run(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
+        let Self { ops, target, options, .. } = *self;
+        sweep(ops, target);
+        let (file, name) = self.create(old)?;
+        let guard = Temporary { ops, target, name: &name };
+        self.fill(&file, bytes, old)?;
+        if self.cancelled.load(Relaxed) {
+            return Err(io::Error::from(io::ErrorKind::Interrupted)).step("write for a caller that is gone");
+        }
+        if let Err(error) = ops.rename(&target.dir, &name, &target.name, !self.create_new) {
+            // A network file system may say no to what it has done.
+            let done = ops.stat_at(&target.dir, &target.name).ok().zip(ops.stat(&file).ok());
+            if done.is_none_or(|(there, ours)| there.id != ours.id) {
+                return Err(error).step("rename the temporary file over it");
+            }
+        }
+        std::mem::forget(guard);
+        if options.durability == Durability::Durable {
+            ops.sync_dir(&target.dir)
+                .step("sync the directory")
+                .map_err(|fault| Fault { outcome: Outcome::Visible, ..fault })?;
+        }
+        Ok(file)
+    }
+
+    fn create(&self, old: Option<&Meta>) -> Result<(File, std::ffi::OsString), Fault> {
+        let Self { ops, target, options, .. } = *self;
+        // Nobody else may look into it until it has the old one's mode; a new file has what the umask leaves.
+        let mode = if old.is_some() || options.mode.is_some() { 0o600 } else { 0o666 };
+        loop {
+            let name = target.temporary();
+            let file = match ops.create(&target.dir, &name, mode) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                created => created.step("create a temporary file")?,
+            };
+            let guard = Temporary { ops, target, name: &name };
+            // The lock says that its writer lives. Whoever sweeps may have been faster: then it is theirs.
+            if ops.try_lock(&file).step("lock the temporary file")?
+                && ops.stat(&file).step("look at the temporary file")?.links > 0
+            {
+                std::mem::forget(guard);
+                return Ok((file, name));
+            }
+        }
+    }
+
+    fn fill(&self, file: &File, bytes: &[u8], old: Option<&Meta>) -> Result<(), Fault> {
+        let Self { ops, options, .. } = *self;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match ops.write(file, rest).step("write the temporary file")? {
+                0 => return Err(io::Error::from(io::ErrorKind::WriteZero)).step("write the temporary file"),
+                n => rest = &rest[n..],
+            }
+        }
+        if let Some(old) = old {
+            let new = ops.stat(file).step("look at the temporary file")?;
+            if new.owner != old.owner {
+                ops.set_owner(file, old.owner).step("keep the file's owner")?;
+            }
+            // After the owner: a change of owner clears the set-user-id bit.
+            ops.set_mode(file, old.mode & 0o7777).step("keep the file's mode")?;
+        } else if let Some(mode) = options.mode {
+            ops.set_mode(file, mode).step("set the file's mode")?;
+        }
+        if options.durability == Durability::Durable {
+            ops.sync(file).step("sync the temporary file")?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes the temporary file, unless it has become the file.
+struct Temporary<'a> {
+    ops: &'a dyn Ops,
+    target: &'a Target,
+    name: &'a OsStr,
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept later.
+        let _ = self.ops.remove(&self.target.dir, self.name);
+    }
+}
+
+/// How many directories are remembered as swept before all are forgotten.
+const MOST_SWEPT: usize = 4096;
+
+static SWEPT: LazyLock<Mutex<HashSet<(u64, u64)>>> = LazyLock::new(Mutex::default);
+
+/// Removes what crashed writers left in the directory, at this process's first write into it. A temporary file whose
+/// writer lives is locked by it.
+fn sweep(ops: &dyn Ops, target: &Target) {
+    {
+        let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if swept.len() >= MOST_SWEPT {
+            swept.clear();
+        }
+        if !swept.insert(target.dir_id) {
+            return;
+        }
+    }
+    for name in ops.list(&target.dir).unwrap_or_default() {
+        if !is_temporary(&name) {
+            continue;
+        }
+        if let Ok(file) = ops.open_at(&target.dir, &name)
+            && ops.try_lock(&file).unwrap_or(false)
+        {
+            // Should its writer have renamed it in between, the name is gone, and names are never used twice.
+            let _ = ops.remove(&target.dir, &name);
+        }
+    }
+}

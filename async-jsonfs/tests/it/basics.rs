@@ -1,0 +1,197 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use async_jsonfs::{
+    Durability, ErrorKind, Format, JsonFile, ReadOnly, Saved, Symlinks, UpdateError, load, save, update,
+};
+use tempfile::TempDir;
+
+type Map = BTreeMap<String, u64>;
+
+fn map(pairs: &[(&str, u64)]) -> Map {
+    pairs.iter().map(|&(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// The names in the directory but for lock files.
+fn names(dir: &TempDir) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".lock"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_saved_is_loaded_and_updated() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    assert_eq!(save(&path, map(&[("a", 1)])).await.unwrap(), Saved::Written);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{\n  \"a\": 1\n}\n");
+    let got = update(&path, |m: &mut Map| m.insert("b".to_owned(), 2)).await.unwrap();
+    assert_eq!(got, None);
+    assert_eq!(load::<Map>(&path).await.unwrap(), map(&[("a", 1), ("b", 2)]));
+    assert_eq!(names(&dir), ["a.json"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_bytes_are_not_written() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    for durability in [Durability::Durable, Durability::Visible] {
+        let file = JsonFile::new(&path).with_durability(durability).with_format(Format::Compact);
+        file.save(map(&[("a", 1)])).await.unwrap();
+        let inode = fs::metadata(&path).unwrap().ino();
+        assert_eq!(file.save(map(&[("a", 1)])).await.unwrap(), Saved::Unchanged);
+        file.update(|_: &mut Map| ()).await.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+        assert_eq!(file.save(map(&[("a", 2)])).await.unwrap(), Saved::Written);
+        assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_that_says_no_or_panics_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let file = JsonFile::new(&path);
+    file.save(map(&[("a", 1)])).await.unwrap();
+    let no = file.try_update(|m: &mut Map| {
+        m.clear();
+        Err::<(), _>("no")
+    });
+    assert!(matches!(no.await, Err(UpdateError::Closure("no"))));
+    let panicking = file.clone();
+    let task = tokio::spawn(async move { panicking.update(|_: &mut Map| panic!("boom")).await });
+    assert!(task.await.unwrap_err().is_panic());
+    assert_eq!(file.load::<Map>().await.unwrap(), map(&[("a", 1)]));
+    file.update(|m: &mut Map| m.insert("b".to_owned(), 2)).await.unwrap();
+    assert_eq!(names(&dir), ["a.json"]);
+}
+
+#[tokio::test]
+async fn calls_of_one_process_lose_nothing_whatever_the_path() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    symlink(&path, dir.path().join("link.json")).unwrap();
+    save(&path, map(&[("a", 0)])).await.unwrap();
+    let tasks: Vec<_> = (0..60)
+        .map(|n| {
+            let path = dir.path().join(if n % 2 == 0 { "a.json" } else { "link.json" });
+            tokio::spawn(async move { update(path, |m: &mut Map| *m.get_mut("a").unwrap() += 1).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(load::<Map>(&path).await.unwrap(), map(&[("a", 60)]));
+}
+
+#[tokio::test]
+async fn calls_on_one_path_are_served_in_the_order_they_were_made() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    save(&path, Vec::<u32>::new()).await.unwrap();
+    let calls = (0..50).map(|n| {
+        let path = path.clone();
+        async move { update(path, move |v: &mut Vec<u32>| v.push(n)).await.unwrap() }
+    });
+    // The order of a join is that of its first polls.
+    let mut calls: Vec<_> = calls.map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        calls.retain_mut(|call| call.as_mut().poll(cx).is_pending());
+        if calls.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    assert_eq!(load::<Vec<u32>>(&path).await.unwrap(), (0..50).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn mode_and_owner_stay() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, "{}").unwrap();
+    for mode in [0o600, 0o640, 0o664] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        // Only root may give files away.
+        let before = fs::metadata(&path).unwrap();
+        let given = std::os::unix::fs::chown(&path, Some(1234), Some(4321)).is_ok();
+        save(&path, map(&[("mode", u64::from(mode))])).await.unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!(after.mode() & 0o7777, mode);
+        let expected = if given { (1234, 4321) } else { (before.uid(), before.gid()) };
+        assert_eq!((after.uid(), after.gid()), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_file_has_the_mode_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    JsonFile::new(&path).with_mode(0o666).save(1).await.unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o666);
+    JsonFile::new(&path).with_mode(0o600).save(2).await.unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o666, "it keeps the one it has");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_only_file_is_refused_unless_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, "1").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    let error = save(&path, 2).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ReadOnly), "{error}");
+    assert!(matches!(update(&path, |_: &mut u8| ()).await.unwrap_err().kind(), ErrorKind::ReadOnly));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "1");
+    JsonFile::new(&path).with_read_only(ReadOnly::Replace).save(2).await.unwrap();
+    assert_eq!(load::<u8>(&path).await.unwrap(), 2);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o444);
+}
+
+#[tokio::test(start_paused = true)]
+async fn symlinks_are_followed_replaced_or_refused() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    let (link, file) = (dir.path().join("link"), dir.path().join("sub/file"));
+    symlink("hop", &link).unwrap();
+    symlink("sub/file", dir.path().join("hop")).unwrap();
+    // It need not point to anything yet.
+    save(&link, 1).await.unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "1\n");
+    let refuse = JsonFile::new(&link).with_symlinks(Symlinks::Refuse);
+    assert!(matches!(refuse.save(2).await.unwrap_err().kind(), ErrorKind::Symlink));
+    assert!(matches!(refuse.load::<u8>().await.unwrap_err().kind(), ErrorKind::Symlink));
+    JsonFile::new(&link).with_symlinks(Symlinks::Replace).save(3).await.unwrap();
+    assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!((load::<u8>(&link).await.unwrap(), load::<u8>(&file).await.unwrap()), (3, 1));
+    symlink("round", dir.path().join("round")).unwrap();
+    let error = save(dir.path().join("round"), 1).await.unwrap_err();
+    assert!(error.to_string().contains("symbolic link"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_directories_are_made_if_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a/b/c.json");
+    let error = save(&path, 1).await.unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+    JsonFile::new(&path).with_create_parents().save(1).await.unwrap();
+    assert_eq!(load::<u8>(&path).await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_of_255_bytes_work_and_longer_ones_are_refused() {
+    let dir = TempDir::new().unwrap();
+    for name in ["n".repeat(255), "é".repeat(127), "n".repeat(220), "n".repeat(240)] {
+        let path = dir.path().join(&name);
+        save(&path, 1).await.unwrap();
+        update(&path, |n: &mut u8| *n += 1).await.unwrap();
+        assert_eq!(load::<u8>(&path).await.unwrap(), 2);
+    }
+    let error = save(dir.path().join("n".repeat(256)), 1).await.unwrap_err();
+    assert!(error.io_error().is_some(), "{error}");
+    assert_eq!(names(&dir).len(), 4);
+}

@@ -1,0 +1,138 @@
+use std::collections::BTreeMap;
+use std::fs;
+
+use async_jsonfs::{ErrorKind, JsonFile, Outcome, load, save};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    #[serde(rename = "servers")]
+    _servers: Vec<Server>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Server {
+    #[serde(rename = "port")]
+    _port: u16,
+}
+
+async fn message(content: &[u8]) -> String {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.json");
+    fs::write(&path, content).unwrap();
+    let error = load::<Config>(&path).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotWritten);
+    assert_eq!(fs::read(&path).unwrap(), content);
+    error.to_string().replace(&*dir.path().to_string_lossy(), "")
+}
+
+#[tokio::test(start_paused = true)]
+async fn they_name_file_line_column_pointer_what_was_expected_and_the_snippet() {
+    let cases: [(&[u8], &str); 14] = [
+        (
+            b"{\n  \"servers\": [\n    {\"port\": 80},\n    {\"port\": \"81\"}\n  ]\n}",
+            "/c.json:4:17: /servers/1/port: invalid type: string \"81\", expected u16, near {\"port\": \"81\"}",
+        ),
+        (b"{\"servers\": [{}]}", "/c.json:1:15: /servers/0: missing field `port`, near {\"servers\": [{}]}"),
+        (
+            b"{\"servers\": [{\"port\": 65536}]}",
+            "/c.json:1:27: /servers/0/port: invalid value: integer `65536`, expected u16, near {\"servers\": [{\"port\": 65536}]}",
+        ),
+        (
+            b"{\"servers\": [], \"sever\": 1}",
+            "/c.json:1:23: /sever: unknown field `sever`, expected `servers`, near {\"servers\": [], \"sever\": 1}",
+        ),
+        (b"{\"servers\": [,]}", "/c.json:1:14: /servers/0: expected value, near {\"servers\": [,]}"),
+        (
+            b"{\"servers\": [{\"port\": 80}",
+            "/c.json:1:26: /servers/0: EOF while parsing a list, near {\"servers\": [{\"port\": 80}",
+        ),
+        (b"{\"servers\": []} x", "/c.json:1:17: trailing characters, near {\"servers\": []} x"),
+        (b"", "/c.json:1:1: the file is empty, expected a JSON value"),
+        (b" \n\n", "/c.json:3:1: the file is empty, expected a JSON value"),
+        (b"[]", "/c.json:1:2: invalid length 0, expected struct Config with 1 element, near []"),
+        ("{\"é\": 1}".as_bytes(), "/c.json:1:4: /é: unknown field `é`, expected `servers`, near {\"é\": 1}"),
+        (b"\xFF\xFE{\0}\0", "/c.json: is UTF-16 (little endian); JSON files are UTF-8"),
+        (
+            b"{\"servers\": [\"\xE9\"]}",
+            "/c.json: is not UTF-8 (Latin-1 or another 8-bit encoding, perhaps); JSON files are UTF-8",
+        ),
+        (
+            b"\0\0\0\0\0\0",
+            "/c.json: is zero bytes (as a crash leaves of a file that was not synced); JSON files are UTF-8",
+        ),
+    ];
+    for (content, expected) in cases {
+        assert_eq!(message(content).await, expected, "{}", String::from_utf8_lossy(content));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_byte_order_mark_is_accepted_and_counted() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.json");
+    fs::write(&path, b"\xEF\xBB\xBF7").unwrap();
+    assert_eq!(load::<u8>(&path).await.unwrap(), 7);
+    fs::write(&path, b"\xEF\xBB\xBF\"7\"").unwrap();
+    let error = load::<u8>(&path).await.unwrap_err();
+    let location = error.location().unwrap();
+    assert_eq!((location.line, location.column, location.offset), (1, 3, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pointers_are_escaped_and_long_lines_cut() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.json");
+    let noise = "x".repeat(1000);
+    fs::write(&path, format!("{{\"{noise}\": 1, \"a/b~c\\u0064\": true, \"{noise}2\": 1}}")).unwrap();
+    let error = load::<BTreeMap<String, u8>>(&path).await.unwrap_err();
+    let location = error.location().unwrap();
+    assert_eq!(location.pointer, "/a~1b~0cd");
+    assert!(location.snippet.chars().count() <= 60);
+    assert!(location.snippet.contains("true"), "{}", location.snippet);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_file_is_named() {
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    assert!(load::<u8>(at("none")).await.unwrap_err().is_not_found());
+    fs::create_dir(at("sub")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), 0o600.into()).unwrap();
+    for (path, what) in [(at("sub"), "a directory"), (at("pipe"), "a pipe")] {
+        for error in [load::<u8>(&path).await.unwrap_err(), save(&path, 1).await.unwrap_err()] {
+            assert!(matches!(error.kind(), ErrorKind::NotAFile(is) if *is == what), "{error}");
+            assert_eq!(error.outcome(), Outcome::NotWritten);
+        }
+    }
+    for path in ["", "..", "/", "sub/"] {
+        assert!(matches!(
+            save(path, 1).await.unwrap_err().kind(),
+            ErrorKind::NotAFile(_) | ErrorKind::Io { .. }
+        ));
+    }
+    let under_a_file = at("pipe").join("x");
+    assert!(save(&under_a_file, 1).await.unwrap_err().io_error().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_is_refused_before_it_is_read() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.json");
+    fs::write(&path, "1234567").unwrap();
+    let file = JsonFile::new(&path).with_max_bytes(6);
+    let error = file.load::<u64>().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TooLarge { limit: 6, found: 7 }));
+    file.clone().with_max_bytes(7).load::<u64>().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_no_json_touches_nothing() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.json");
+    let error = save(&path, BTreeMap::from([(vec![1], 1)])).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Serialize(_)), "{error}");
+    assert!(!path.exists());
+}
