@@ -1,1 +1,32 @@
-//! Placeholder of the skeleton.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backoff;
+mod child;
+mod context;
+mod error;
+mod handle;
+mod intensity;
+mod report;
+mod runner;
+mod signal;
+mod snapshot;
+mod spec;
+mod state;
+mod supervisor;
+mod worker;
+
+pub use async_policy::ConfigError;
+pub use async_trait::async_trait;
+
+pub use backoff::{Backoff, Jitter};
+pub use child::Child;
+pub use context::Context;
+pub use error::{BoxError, CommandError, Exit, MeltDown, StartError, WorkerError};
+pub use handle::{Handle, Running};
+pub use intensity::Intensity;
+pub use report::{Cause, Report};
+pub use snapshot::{ChildSnapshot, ChildState, Snapshot, SupervisorState};
+pub use spec::{AutoShutdown, Restart, Shutdown, Strategy};
+pub use supervisor::Supervisor;
+pub use worker::{IntoExit, Worker};

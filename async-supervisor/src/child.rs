@@ -1,0 +1,139 @@
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use crate::spec::Rules;
+use crate::worker::{IntoExit, Launch, Task};
+use crate::{AutoShutdown, Backoff, ConfigError, Context, Restart, Shutdown, Worker};
+
+static DEFAULT: LazyLock<Arc<Rules>> = LazyLock::new(Arc::default);
+
+/// What to run under a supervisor, and how: a child specification.
+///
+/// # Default
+///
+/// | | |
+/// |---|---|
+/// | [`restart`](Self::with_restart) | [`Restart::Permanent`] |
+/// | [`shutdown`](Self::with_shutdown) | asked, then aborted after 5 s; for a supervisor, waited for |
+/// | [`backoff`](Self::with_backoff) | 100 ms, doubling, at most 30 s, equal jitter, reset after 60 s of health |
+/// | [`readiness`](Self::with_readiness) | none: ready as soon as it is started |
+/// | [`heartbeat`](Self::with_heartbeat) | none |
+/// | [`significant`](Self::with_significant) | no |
+#[must_use = "a child does nothing until a supervisor has it"]
+#[derive(Clone)]
+pub struct Child {
+    pub(crate) name: Arc<str>,
+    pub(crate) rules: Arc<Rules>,
+    pub(crate) launch: Arc<dyn Launch>,
+}
+
+impl fmt::Debug for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Child").field("name", &self.name).field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
+impl Child {
+    /// A worker from a closure that is called for each start: `async |ctx| { … }`, or, where it captures,
+    /// `move |ctx| { let db = db.clone(); async move { … } }`.
+    ///
+    /// It returns `()`, or `Result<(), E>` with any error. It should end soon after
+    /// [`ctx.cancelled()`](Context::cancelled).
+    pub fn new<F, Fut>(name: impl Into<Arc<str>>, worker: F) -> Self
+    where
+        F: Fn(Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: IntoExit> + Send + 'static,
+    {
+        Self::launching(name.into(), Arc::new(Task(worker)))
+    }
+
+    /// A worker from a closure and a state that is cloned for each start: `async |ctx, db| { … }`.
+    pub fn with<S, F, Fut>(name: impl Into<Arc<str>>, state: S, worker: F) -> Self
+    where
+        S: Clone + Send + Sync + 'static,
+        F: Fn(Context, S) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: IntoExit> + Send + 'static,
+    {
+        Self::new(name, move |ctx| worker(ctx, state.clone()))
+    }
+
+    /// A [`Worker`].
+    pub fn worker(name: impl Into<Arc<str>>, worker: Arc<dyn Worker>) -> Self {
+        Self::new(name, move |ctx| {
+            let worker = Arc::clone(&worker);
+            async move { worker.run(ctx).await }
+        })
+    }
+
+    pub(crate) fn launching(name: Arc<str>, launch: Arc<dyn Launch>) -> Self {
+        Self { name, rules: Arc::clone(&DEFAULT), launch }
+    }
+
+    pub(crate) fn rules(&mut self) -> &mut Rules {
+        Arc::make_mut(&mut self.rules)
+    }
+
+    /// When it is restarted.
+    pub fn with_restart(mut self, restart: Restart) -> Self {
+        self.rules().restart = restart;
+        self
+    }
+
+    /// How it is stopped.
+    pub fn with_shutdown(mut self, shutdown: Shutdown) -> Self {
+        self.rules().shutdown = shutdown;
+        self
+    }
+
+    /// How long it waits for a restart.
+    pub fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.rules().backoff = backoff;
+        self
+    }
+
+    /// It is up when it calls [`ctx.ready()`](Context::ready): the next child is started only then. One that has not done so
+    /// after `limit` is stopped, and its start has failed.
+    pub fn with_readiness(mut self, limit: Duration) -> Self {
+        self.rules().readiness = Some(limit);
+        self
+    }
+
+    /// Its end for good can stop the supervisor: see [`AutoShutdown`](crate::AutoShutdown).
+    pub fn with_significant(mut self) -> Self {
+        self.rules().significant = true;
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn check(&self, auto_shutdown: AutoShutdown) -> Result<(), ConfigError> {
+        let wrong = |field, value: &dyn fmt::Debug, expected: &str| {
+            Err(ConfigError::new(
+                field,
+                format_args!("{value:?}"),
+                format_args!("{expected}, for child `{}`", self.name),
+            ))
+        };
+        let rules = &*self.rules;
+        if rules.significant && rules.restart == Restart::Permanent {
+            return wrong(
+                "child.significant",
+                &true,
+                "a restart other than permanent, which never ends for good",
+            );
+        }
+        if rules.significant && auto_shutdown == AutoShutdown::Never {
+            return wrong("child.significant", &true, "an auto_shutdown of the supervisor");
+        }
+        if rules.heartbeat.is_some_and(|within| within.is_zero()) {
+            return wrong("child.heartbeat", &Duration::ZERO, "more than zero");
+        }
+        rules.backoff.check().or_else(|(field, value, expected)| wrong(field, &value, expected))
+    }
+}

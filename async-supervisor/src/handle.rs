@@ -1,0 +1,362 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::state::{Core, Key, Phase, Stage, State, Verb};
+use crate::{
+    Cause, Child, ChildSnapshot, ChildState, CommandError, Exit, Report, Snapshot, StartError, Strategy,
+    SupervisorState,
+};
+
+/// What the supervisor's loop is told.
+pub(crate) enum Message {
+    Exit { key: Key, epoch: u64, exit: Exit, text: Option<Arc<str>> },
+    Ready { key: Key, epoch: u64 },
+    Add { child: Child, reply: Reply },
+    Command { verb: Verb, name: Arc<str>, reply: Reply },
+    Force,
+}
+
+pub(crate) type Reply = oneshot::Sender<Result<(), CommandError>>;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Progress {
+    Starting,
+    Up,
+    Over(Arc<Report>),
+}
+
+/// What the loop, the handles and the contexts share.
+pub(crate) struct Shared {
+    pub(crate) name: Arc<str>,
+    pub(crate) strategy: Strategy,
+    /// Held for a few lines at a time; no code of a user's runs under it.
+    core: Mutex<Core>,
+    messages: mpsc::UnboundedSender<Message>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) nested: Mutex<HashMap<Key, Handle>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        name: Arc<str>,
+        strategy: Strategy,
+        core: Core,
+        stop: CancellationToken,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Message>) {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let progress = watch::Sender::new(Progress::Starting);
+        let nested = Mutex::default();
+        (Arc::new(Self { name, strategy, core: Mutex::new(core), messages, stop, progress, nested }), inbox)
+    }
+
+    pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
+        // Each step of the core leaves it whole, or panics for good.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn nested(&self) -> MutexGuard<'_, HashMap<Key, Handle>> {
+        self.nested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After the end of the supervisor there is nobody to tell.
+    pub(crate) fn send(&self, message: Message) {
+        let _ = self.messages.send(message);
+    }
+}
+
+/// A handle to a running supervisor, to ask and command it. Cheap to clone; it does not keep the supervisor running.
+///
+/// Questions are answered at once, whatever the supervisor is doing. Commands are carried out one after the other,
+/// after the sequence of starts or stops that is going on.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Handle {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The supervisor's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The whole tree from here on, as it is now. Never waits.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let now = Instant::now();
+        let mut snapshot = self.shared.snapshot(now);
+        // Below, one supervisor after the other, each under its own lock only.
+        let nested: Vec<_> = self.shared.nested().values().cloned().collect();
+        if !nested.is_empty() {
+            let mut below: HashMap<_, _> = nested
+                .into_iter()
+                .map(|handle| (Arc::clone(&handle.shared.name), handle.snapshot()))
+                .collect();
+            for child in &mut snapshot.children {
+                child.supervisor = below.remove(&child.name);
+            }
+        }
+        snapshot
+    }
+
+    async fn tell(&self, message: impl FnOnce(Reply) -> Message) -> Result<(), CommandError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.send(message(reply));
+        answer.await.unwrap_or(Err(CommandError::ShutDown))
+    }
+
+    async fn command(&self, verb: Verb, name: &str) -> Result<(), CommandError> {
+        self.tell(|reply| Message::Command { verb, name: name.into(), reply }).await
+    }
+
+    /// Adds a child at the end of the order, starts it in its turn, and waits until it is up.
+    ///
+    /// # Errors
+    ///
+    /// [`AlreadyExists`](CommandError::AlreadyExists), [`LimitReached`](CommandError::LimitReached),
+    /// [`Config`](CommandError::Config), [`ShutDown`](CommandError::ShutDown): it was not started.
+    /// [`StartFailed`](CommandError::StartFailed): it ended before it was ready, and is forgotten again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before its first poll, nothing happens; later, the child is added all the same.
+    pub async fn add(&self, child: Child) -> Result<(), CommandError> {
+        self.tell(|reply| Message::Add { child, reply }).await
+    }
+
+    /// Stops a child and keeps it in the books, where [`start_child`](Self::start_child) finds it (OTP's `terminate_child`). A
+    /// temporary child is forgotten. A child that is stopped already stays so.
+    ///
+    /// Not a fall: nothing is counted or restarted. But the restart of a group starts a stopped child of the group too, as in OTP.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](CommandError::NotFound), [`Stopping`](CommandError::Stopping) if another command is stopping it,
+    /// [`WouldNotStop`](CommandError::WouldNotStop), [`ShutDown`](CommandError::ShutDown).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add`](Self::add): once polled, the command is carried out.
+    pub async fn stop_child(&self, name: &str) -> Result<(), CommandError> {
+        self.command(Verb::Stop, name).await
+    }
+
+    /// Starts a stopped child (OTP's `restart_child`), and waits until it is up.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](CommandError::NotFound), [`Running`](CommandError::Running), [`Restarting`](CommandError::Restarting),
+    /// [`StartFailed`](CommandError::StartFailed) (it stays stopped), [`ShutDown`](CommandError::ShutDown).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add`](Self::add).
+    pub async fn start_child(&self, name: &str) -> Result<(), CommandError> {
+        self.command(Verb::Start, name).await
+    }
+
+    /// Stops a child if it runs and starts it again, without a delay, and waits until it is up. One that waits for its restart is
+    /// restarted now.
+    ///
+    /// # Errors
+    ///
+    /// As [`stop_child`](Self::stop_child) and [`StartFailed`](CommandError::StartFailed).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add`](Self::add).
+    pub async fn restart_child(&self, name: &str) -> Result<(), CommandError> {
+        self.command(Verb::Restart, name).await
+    }
+
+    /// Forgets a stopped child (OTP's `delete_child`).
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](CommandError::NotFound), [`Running`](CommandError::Running), [`Restarting`](CommandError::Restarting),
+    /// [`ShutDown`](CommandError::ShutDown).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add`](Self::add).
+    pub async fn delete_child(&self, name: &str) -> Result<(), CommandError> {
+        self.command(Verb::Delete, name).await
+    }
+
+    /// Stops a child if it runs, and forgets it.
+    ///
+    /// # Errors
+    ///
+    /// As [`stop_child`](Self::stop_child).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add`](Self::add).
+    pub async fn remove_child(&self, name: &str) -> Result<(), CommandError> {
+        self.command(Verb::Remove, name).await
+    }
+
+    /// Asks the supervisor to stop: all children, in reverse order. Does not wait.
+    pub fn request_stop(&self) {
+        self.shared.stop.cancel();
+    }
+
+    /// Aborts all children that are still there, at once. Does not wait.
+    pub fn force_stop(&self) {
+        self.shared.send(Message::Force);
+    }
+
+    /// Stops the supervisor and waits until it is over; a second call waits for the same end. A worker of this supervisor should
+    /// rather [request](Self::request_stop) it, since it is itself waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the stop goes on.
+    pub async fn stop(&self) -> Report {
+        self.request_stop();
+        self.wait().await
+    }
+
+    /// Waits until the supervisor is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it has no effect.
+    pub async fn wait(&self) -> Report {
+        let mut progress = self.shared.progress.subscribe();
+        let over = progress.wait_for(|progress| matches!(progress, Progress::Over(_))).await;
+        match over.as_deref() {
+            Ok(Progress::Over(report)) => Report::clone(report),
+            _ => self.shared.lost(),
+        }
+    }
+
+    /// Waits until all children of the first start are up.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Child`] if one of them did not start, [`StartError::Stopped`] if the supervisor was stopped before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it has no effect.
+    pub async fn ready(&self) -> Result<(), StartError> {
+        let mut progress = self.shared.progress.subscribe();
+        let on = progress.wait_for(|progress| !matches!(progress, Progress::Starting)).await;
+        match on.as_deref() {
+            Ok(Progress::Up) => Ok(()),
+            Ok(Progress::Over(report)) => match &report.cause {
+                Cause::MeltedDown(down) => Err(StartError::Child(down.clone())),
+                _ => Err(StartError::Stopped),
+            },
+            _ => Err(StartError::Stopped),
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn lost(&self) -> Report {
+        Report {
+            supervisor: Arc::clone(&self.name),
+            cause: Cause::Lost,
+            aborted: Vec::new(),
+            leaked: Vec::new(),
+            failed: Vec::new(),
+            took: Duration::ZERO,
+        }
+    }
+
+    fn snapshot(&self, now: Instant) -> Snapshot {
+        let core = self.core();
+        let group = core.group_due();
+        let children = core.children.iter().map(|(_, child)| {
+            let since = now.saturating_duration_since(child.since);
+            let left = |at: Instant| at.saturating_duration_since(now);
+            let (state, uptime, next_restart) = match child.state {
+                State::Waiting => (ChildState::Waiting, None, group.map(left)),
+                State::Starting => (ChildState::Starting, None, None),
+                State::Running => (ChildState::Running, Some(since), None),
+                State::Restarting => {
+                    (ChildState::Restarting, None, Some(child.due.or(group).map_or(Duration::ZERO, left)))
+                }
+                State::Stopping { stage: Stage::Stuck, .. } => (ChildState::Stuck, None, None),
+                State::Stopping { .. } => (ChildState::Stopping, None, None),
+                State::Exited(_) | State::Stopped => (ChildState::Stopped, None, None),
+            };
+            ChildSnapshot {
+                name: Arc::clone(&child.name),
+                state,
+                attempts: child.attempts,
+                restarts: child.restarts,
+                uptime,
+                next_restart,
+                last_error: child.last_error.clone(),
+                supervisor: None,
+            }
+        });
+        Snapshot {
+            name: Arc::clone(&self.name),
+            strategy: self.strategy,
+            children: children.collect(),
+            state: match core.phase {
+                Phase::Starting => SupervisorState::Starting,
+                Phase::Up => SupervisorState::Running,
+                Phase::Down => SupervisorState::Stopping,
+                Phase::Ended => SupervisorState::Stopped,
+            },
+        }
+    }
+}
+
+/// A running supervisor, and the one that keeps it running: when this is dropped, it is asked to stop.
+///
+/// It has all that a [`Handle`] has.
+#[must_use = "dropping it stops the supervisor"]
+#[derive(Debug)]
+pub struct Running {
+    handle: Handle,
+}
+
+impl Running {
+    pub(crate) const fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    /// A handle that can be cloned and does not keep the supervisor running.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Deref for Running {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.handle.request_stop();
+    }
+}

@@ -1,0 +1,67 @@
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How many restarts within how long are borne before the supervisor gives up: OTP's `intensity` and `period`.
+///
+/// The period slides: a restart counts until it is more than `period` ago. One more than `restarts` within it and the
+/// supervisor stops all its children and fails ([`Cause::MeltedDown`](crate::Cause::MeltedDown)). Zero restarts means
+/// that the first fall is one too many.
+///
+/// # Default
+///
+/// One restart within 5 s, as in OTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intensity {
+    limit: Option<u32>,
+    period: Duration,
+}
+
+impl Default for Intensity {
+    fn default() -> Self {
+        Self::new(1, Duration::from_secs(5))
+    }
+}
+
+impl Intensity {
+    /// At most `restarts` within `period`.
+    #[must_use]
+    pub const fn new(restarts: u32, period: Duration) -> Self {
+        Self { limit: Some(restarts), period }
+    }
+
+    /// Any number of restarts: only the backoff holds a failing child back.
+    #[must_use]
+    pub const fn unlimited() -> Self {
+        Self { limit: None, period: Duration::ZERO }
+    }
+}
+
+/// The restarts of the last period.
+#[derive(Debug)]
+pub(crate) struct Window {
+    intensity: Intensity,
+    restarts: VecDeque<Instant>,
+}
+
+impl Window {
+    pub(crate) const fn new(intensity: Intensity) -> Self {
+        Self { intensity, restarts: VecDeque::new() }
+    }
+
+    /// Counts a restart; says how many there were in the period if that is too many.
+    pub(crate) fn count(&mut self, now: Instant) -> Result<(), u32> {
+        let Some(limit) = self.intensity.limit else { return Ok(()) };
+        while self
+            .restarts
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) > self.intensity.period)
+        {
+            self.restarts.pop_front();
+        }
+        self.restarts.push_back(now);
+        let counted = u32::try_from(self.restarts.len()).unwrap_or(u32::MAX);
+        if counted > limit { Err(counted) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,82 @@
+use std::fmt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{Exit, MeltDown};
+
+/// Why a supervisor ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Cause {
+    /// It was told to: by `stop`, by a signal, by its parent, or because the handle was dropped.
+    Stopped,
+    /// A significant child ended for good.
+    AutoShutdown {
+        /// The child that was the last to end.
+        child: Arc<str>,
+    },
+    /// It gave up: too many restarts, or a first start that failed.
+    MeltedDown(MeltDown),
+    /// Its runtime was shut down under it.
+    Lost,
+}
+
+/// How a supervisor ended: why, and what did not end as it should.
+#[must_use = "a report says what would not stop"]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// The supervisor's name.
+    pub supervisor: Arc<str>,
+    /// Why.
+    pub cause: Cause,
+    /// Children that did not end in time, and were aborted. In the order in which that was done.
+    pub aborted: Vec<Arc<str>>,
+    /// Children that did not end even then, because they block their thread: they may still run.
+    pub leaked: Vec<Arc<str>>,
+    /// Children that ended with a failure while they were being stopped.
+    pub failed: Vec<(Arc<str>, Exit)>,
+    /// How long the stop took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// Whether it ended on purpose and each child ended in time and without a failure.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        matches!(self.cause, Cause::Stopped | Cause::AutoShutdown { .. })
+            && self.aborted.is_empty()
+            && self.leaked.is_empty()
+            && self.failed.is_empty()
+    }
+
+    /// Success if it [is clean](Self::is_clean), otherwise failure (1).
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        if self.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "supervisor `{}` ", self.supervisor)?;
+        match &self.cause {
+            Cause::Stopped => f.write_str("stopped")?,
+            Cause::AutoShutdown { child } => write!(f, "stopped because `{child}` ended")?,
+            Cause::MeltedDown(down) => write!(f, "failed: {down}")?,
+            Cause::Lost => f.write_str("was lost with its runtime")?,
+        }
+        write!(f, " (in {:?})", self.took)?;
+        if !self.aborted.is_empty() {
+            write!(f, "; aborted: {}", self.aborted.join(", "))?;
+        }
+        if !self.leaked.is_empty() {
+            write!(f, "; would not stop: {}", self.leaked.join(", "))?;
+        }
+        for (name, exit) in &self.failed {
+            write!(f, "; `{name}` {exit}")?;
+        }
+        Ok(())
+    }
+}

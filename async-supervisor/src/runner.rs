@@ -1,0 +1,299 @@
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::handle::{Message, Progress, Reply, Shared};
+use crate::state::{Action, Answer, CommandId, End, Ending, Key, Phase};
+use crate::worker::Launch;
+use crate::{Cause, Child, CommandError, Context, Exit, MeltDown, Report};
+
+/// Reports the end of a run to the supervisor, exactly once, however it ends.
+pub(crate) struct Guard {
+    shared: Arc<Shared>,
+    token: CancellationToken,
+    key: Key,
+    epoch: u64,
+    reported: bool,
+}
+
+impl Guard {
+    pub(crate) fn ended(&mut self, exit: Exit) {
+        if std::mem::replace(&mut self.reported, true) {
+            return;
+        }
+        self.token.cancel();
+        let text = exit.text();
+        self.shared.send(Message::Exit { key: self.key, epoch: self.epoch, exit, text });
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.ended(Exit::Aborted);
+    }
+}
+
+/// A child's specification, and what is needed to stop its current run.
+struct Unit {
+    name: Arc<str>,
+    launch: Arc<dyn Launch>,
+    run: Option<(CancellationToken, Option<AbortHandle>)>,
+}
+
+/// The loop of one supervisor: the only one that moves its core.
+pub(crate) struct Runner {
+    shared: Arc<Shared>,
+    inbox: UnboundedReceiver<Message>,
+    units: Vec<Option<Unit>>,
+    replies: HashMap<CommandId, (Reply, Arc<str>)>,
+    commands: u64,
+    actions: Vec<Action>,
+    check: crate::AutoShutdown,
+    most: usize,
+    failed: Vec<(Arc<str>, Exit)>,
+    ended: bool,
+}
+
+const BATCH: usize = 256;
+
+impl Runner {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        inbox: UnboundedReceiver<Message>,
+        children: Vec<(Key, Child)>,
+        check: crate::AutoShutdown,
+        most: usize,
+    ) -> Self {
+        let mut runner = Self {
+            shared,
+            inbox,
+            units: Vec::with_capacity(children.len()),
+            replies: HashMap::new(),
+            commands: 0,
+            actions: Vec::new(),
+            check,
+            most,
+            failed: Vec::new(),
+            ended: false,
+        };
+        for (key, child) in children {
+            runner.adopt(key, child);
+        }
+        runner
+    }
+
+    fn adopt(&mut self, key: Key, child: Child) {
+        let index = key.0 as usize;
+        if index >= self.units.len() {
+            self.units.resize_with(index + 1, || None);
+        }
+        self.units[index] = Some(Unit { name: child.name, launch: child.launch, run: None });
+    }
+
+    fn unit(&mut self, key: Key) -> Option<&mut Unit> {
+        self.units.get_mut(key.0 as usize)?.as_mut()
+    }
+
+    /// Runs until all is over. Dropped before, it aborts all children.
+    pub(crate) async fn run(mut self, up: impl Fn() + Send) -> Arc<Report> {
+        let shared = Arc::clone(&self.shared);
+        let mut told = pin!(shared.stop.cancelled());
+        let mut timer = pin!(sleep_until(Instant::now()));
+        let mut armed = None;
+        let mut heard = false;
+        let mut batch = Vec::new();
+        self.shared.core().start(Instant::now());
+        self.act(&up);
+        while !self.ended {
+            let due = self.shared.core().next_due();
+            if due != armed {
+                armed = due;
+                if let Some(at) = due {
+                    timer.as_mut().reset(at);
+                }
+            }
+            tokio::select! {
+                biased;
+                () = &mut told, if !heard => {
+                    heard = true;
+                    self.shared.core().stop(Instant::now());
+                }
+                _ = self.inbox.recv_many(&mut batch, BATCH) => {
+                    let now = Instant::now();
+                    for message in batch.drain(..) {
+                        self.take(now, message);
+                        self.act(&up);
+                    }
+                }
+                () = &mut timer, if armed.is_some() => {
+                    armed = None;
+                    self.shared.core().tick(Instant::now());
+                }
+            }
+            self.act(&up);
+        }
+        let report = Arc::new(self.report());
+        self.shared.progress.send_replace(Progress::Over(Arc::clone(&report)));
+        report
+    }
+
+    fn take(&mut self, now: Instant, message: Message) {
+        match message {
+            Message::Exit { key, epoch, exit, text } => {
+                let end = if exit.is_normal() { End::Normal } else { End::Abnormal };
+                let down = {
+                    let mut core = self.shared.core();
+                    let down = core.phase == Phase::Down;
+                    core.exited(now, key, epoch, end, text);
+                    down
+                };
+                if down && !matches!(exit, Exit::Completed | Exit::Aborted) {
+                    let name = self.unit(key).map(|unit| Arc::clone(&unit.name));
+                    self.failed.extend(name.map(|name| (name, exit)));
+                }
+            }
+            Message::Ready { key, epoch } => self.shared.core().ready(now, key, epoch),
+            Message::Force => self.shared.core().force(now),
+            Message::Command { verb, name, reply } => {
+                let id = self.expect(reply, &name);
+                self.shared.core().command(now, id, verb, name);
+            }
+            Message::Add { child, reply } => {
+                if let Err(error) = child.check(self.check) {
+                    let _ = reply.send(Err(error.into()));
+                    return;
+                }
+                let id = self.expect(reply, &child.name);
+                let (name, rules) = (Arc::clone(&child.name), Arc::clone(&child.rules));
+                let added = self.shared.core().add(now, id, name, rules);
+                match added {
+                    Ok(key) => self.adopt(key, child),
+                    Err(answer) => self.answer(id, answer),
+                }
+            }
+        }
+    }
+
+    fn expect(&mut self, reply: Reply, name: &Arc<str>) -> CommandId {
+        self.commands += 1;
+        let id = CommandId(self.commands);
+        self.replies.insert(id, (reply, Arc::clone(name)));
+        id
+    }
+
+    fn answer(&mut self, id: CommandId, answer: Answer) {
+        let Some((reply, name)) = self.replies.remove(&id) else { return };
+        // Who no longer waits for the answer does not want it.
+        let _ = reply.send(match answer {
+            Answer::Done => Ok(()),
+            Answer::Exists => Err(CommandError::AlreadyExists(name)),
+            Answer::Full => Err(CommandError::LimitReached(self.most)),
+            Answer::NotFound => Err(CommandError::NotFound(name)),
+            Answer::Running => Err(CommandError::Running(name)),
+            Answer::Restarting => Err(CommandError::Restarting(name)),
+            Answer::Stopping => Err(CommandError::Stopping(name)),
+            Answer::WouldNotStop => Err(CommandError::WouldNotStop(name)),
+            Answer::StartFailed(error) => Err(CommandError::StartFailed { name, error }),
+            Answer::ShutDown => Err(CommandError::ShutDown),
+        });
+    }
+
+    /// Does what the core has decided, outside its lock.
+    fn act(&mut self, up: &impl Fn()) {
+        let mut actions = std::mem::take(&mut self.actions);
+        std::mem::swap(&mut self.shared.core().actions, &mut actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Start { key, epoch, attempt } => self.launch(key, epoch, attempt),
+                Action::Cancel { key } => {
+                    if let Some((token, _)) = self.unit(key).and_then(|unit| unit.run.as_ref()) {
+                        token.cancel();
+                    }
+                }
+                Action::Abort { key } => {
+                    if let Some((_, Some(abort))) = self.unit(key).and_then(|unit| unit.run.as_ref()) {
+                        abort.abort();
+                    }
+                }
+                Action::Forget { key } => {
+                    if let Some(slot) = self.units.get_mut(key.0 as usize) {
+                        *slot = None;
+                    }
+                }
+                Action::Answer { id, answer } => self.answer(id, answer),
+                Action::Up => {
+                    self.shared.progress.send_replace(Progress::Up);
+                    up();
+                }
+                Action::Ended => self.ended = true,
+                Action::Note { .. } => {}
+            }
+        }
+        self.actions = actions;
+    }
+
+    fn launch(&mut self, key: Key, epoch: u64, attempt: u64) {
+        let shared = Arc::clone(&self.shared);
+        let Some(unit) = self.unit(key) else { return };
+        let token = CancellationToken::new();
+        let guard = Guard { shared: Arc::clone(&shared), token: token.clone(), key, epoch, reported: false };
+        let ctx = Context { shared, name: Arc::clone(&unit.name), token: token.clone(), key, epoch, attempt };
+        let abort = Arc::clone(&unit.launch).launch(ctx, guard);
+        unit.run = Some((token, abort));
+    }
+
+    fn report(&mut self) -> Report {
+        let core = self.shared.core();
+        let supervisor = Arc::clone(&self.shared.name);
+        let error = |child: &Arc<str>| {
+            core.children
+                .find(child)
+                .and_then(|key| core.children.get(key))
+                .and_then(|child| child.last_error.clone())
+        };
+        let cause = match core.cause.clone() {
+            None | Some(Ending::Told) => Cause::Stopped,
+            Some(Ending::AutoShutdown(child)) => Cause::AutoShutdown { child },
+            Some(Ending::MeltedDown { child, restarts }) => {
+                let error = error(&child);
+                Cause::MeltedDown(MeltDown::Intensity {
+                    supervisor: Arc::clone(&supervisor),
+                    child,
+                    restarts,
+                    error,
+                })
+            }
+            Some(Ending::StartFailed(child)) => {
+                let error = error(&child);
+                Cause::MeltedDown(MeltDown::Start { supervisor: Arc::clone(&supervisor), child, error })
+            }
+        };
+        Report {
+            supervisor,
+            cause,
+            aborted: core.aborted.clone(),
+            leaked: core.leaked.clone(),
+            failed: std::mem::take(&mut self.failed),
+            took: core.down_since.map_or(Duration::ZERO, |since| since.elapsed()),
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        for unit in self.units.drain(..).flatten() {
+            if let Some((token, abort)) = unit.run {
+                token.cancel();
+                if let Some(abort) = abort {
+                    abort.abort();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+use std::time::Duration;
+
+use crate::Backoff;
+
+/// Which children a fall restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Strategy {
+    /// The one that fell.
+    OneForOne,
+    /// All: the others are stopped in reverse order, then all are started in order.
+    OneForAll,
+    /// The one that fell and those started after it: they are stopped in reverse order, then all of these are started in order.
+    RestForOne,
+    /// The one that fell, in a pool without an order: its children start side by side and are stopped all at once
+    /// (OTP's `simple_one_for_one`).
+    Pool,
+}
+
+/// When a child is restarted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Restart {
+    /// Always, even when it ended well.
+    #[default]
+    Permanent,
+    /// When it failed. One that ended well stays known, as stopped.
+    Transient,
+    /// Never. It is forgotten when it ends, however it ends.
+    Temporary,
+}
+
+/// How a child is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// It is asked, through its token, and aborted if it has not ended after so long.
+    Timeout(Duration),
+    /// It is asked, and waited for as long as it takes (up to the supervisor's own
+    /// [stop budget](crate::Supervisor::with_stop_budget)).
+    Wait,
+    /// It is aborted at once, at its next await point.
+    Abort,
+}
+
+impl Default for Shutdown {
+    /// Five seconds, as in OTP.
+    fn default() -> Self {
+        Self::Timeout(Duration::from_secs(5))
+    }
+}
+
+/// When the end of [significant](crate::Child::with_significant) children stops the supervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoShutdown {
+    /// Never.
+    #[default]
+    Never,
+    /// When one of them has ended by itself for good.
+    AnySignificant,
+    /// When the last of them has ended by itself for good.
+    AllSignificant,
+}
+
+/// What the supervisor has to know of a child to decide about it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) restart: Restart,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) backoff: Backoff,
+    pub(crate) significant: bool,
+    /// How long it may take to say that it is ready, if it says so.
+    pub(crate) readiness: Option<Duration>,
+    /// How far apart its heartbeats may be, if it has one.
+    pub(crate) heartbeat: Option<Duration>,
+    pub(crate) supervisor: bool,
+}

@@ -1,0 +1,431 @@
+//! The pure core: no async, no clock, no tasks. Commands, exits and instants go in; [`Action`]s come out.
+//!
+//! # States of a child
+//!
+//! | from | on | to |
+//! |---|---|---|
+//! | `Waiting` | its turn | `Starting`, or `Running` if it does not report readiness |
+//! | `Starting` | ready | `Running` |
+//! | `Starting`, `Running` | told to stop, readiness or heartbeat overdue | `Stopping` |
+//! | `Starting`, `Running` | exit during a sequence | `Exited`, judged when the sequence ends |
+//! | `Starting`, `Running` | exit | `Restarting`, `Stopped`, or forgotten |
+//! | `Restarting` | delay over | as `Waiting` |
+//! | `Stopping` | exit | `Waiting` (it is started again), `Restarting`, `Stopped`, or forgotten |
+//!
+//! # Invariants
+//!
+//! 1. A child is started only when it is not alive: no child runs twice at once.
+//! 2. Outside a pool at most one child is being started or stopped by a sequence at any time (`current`), until a stop is forced.
+//! 3. Each command is answered exactly once.
+//! 4. The word of a run that is over (another epoch) changes nothing.
+
+mod children;
+mod command;
+mod sequence;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub(crate) use children::{Child, Children, Key};
+pub(crate) use command::{Answer, CommandId, Verb};
+use timers::Timers;
+
+use crate::intensity::Window;
+use crate::spec::{AutoShutdown, Restart, Rules, Strategy};
+use crate::{Intensity, Shutdown};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Its turn to be started has not come.
+    Waiting,
+    Starting,
+    Running,
+    /// It fell, and waits for its delay to pass or for its turn.
+    Restarting,
+    Stopping {
+        why: Why,
+        stage: Stage,
+    },
+    /// It has ended during a sequence that is still going on.
+    Exited(End),
+    Stopped,
+}
+
+impl State {
+    pub(crate) const fn is_alive(self) -> bool {
+        matches!(self, Self::Starting | Self::Running | Self::Stopping { .. })
+    }
+
+    const fn is_stuck(self) -> bool {
+        matches!(self, Self::Stopping { stage: Stage::Stuck, .. })
+    }
+}
+
+/// What happens to a child after it has been stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// It is stopped with others, and started again with them unless all is stopped.
+    Sequence,
+    /// Told by name: it stays stopped.
+    Keep,
+    /// Told by name: it is forgotten.
+    Remove,
+    /// Told by name: it is started again.
+    Restart,
+    /// It was not ready in time.
+    NotReady,
+    /// It missed a heartbeat.
+    Unhealthy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Asked,
+    Aborted,
+    /// Aborted, and still there: it blocks its thread.
+    Stuck,
+}
+
+/// How a run ended, as far as the decision goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Normal,
+    Abnormal,
+}
+
+/// Why a supervisor ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Told,
+    AutoShutdown(Arc<str>),
+    MeltedDown { child: Arc<str>, restarts: u32 },
+    StartFailed(Arc<str>),
+}
+
+/// What the shell has to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Start {
+        key: Key,
+        epoch: u64,
+        attempt: u64,
+    },
+    Cancel {
+        key: Key,
+    },
+    Abort {
+        key: Key,
+    },
+    /// The child is gone from the books: its specification can be dropped.
+    Forget {
+        key: Key,
+    },
+    Answer {
+        id: CommandId,
+        answer: Answer,
+    },
+    /// The first start of all is through.
+    Up,
+    /// Nothing is left to do.
+    Ended,
+    Note {
+        key: Key,
+        note: Note,
+    },
+}
+
+/// What there is to tell of a child, where somebody listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Note {
+    Ready,
+    Restarting { delay: Duration },
+    NotReady,
+    MissedHeartbeat,
+    Stuck,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) strategy: Strategy,
+    pub(crate) intensity: Intensity,
+    pub(crate) auto_shutdown: AutoShutdown,
+    pub(crate) stop_budget: Option<Duration>,
+    pub(crate) abort_grace: Duration,
+    pub(crate) max_children: Option<usize>,
+    pub(crate) seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The first start of all.
+    Starting,
+    Up,
+    Down,
+    Ended,
+}
+
+/// Children that are down and will be started together.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    /// From this place in the order on.
+    first: u64,
+    due: Instant,
+}
+
+#[derive(Debug)]
+enum Deferred {
+    Exit { key: Key, epoch: u64 },
+    Command { id: CommandId, verb: Verb, name: Arc<str> },
+    Add { id: CommandId, key: Key },
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    config: Config,
+    pub(crate) children: Children,
+    pub(crate) phase: Phase,
+    pub(crate) cause: Option<Ending>,
+    /// Since when all is being stopped.
+    pub(crate) down_since: Option<Instant>,
+    /// Those that would not end even when aborted, while all was being stopped.
+    pub(crate) leaked: Vec<Arc<str>>,
+    /// Those that had to be aborted while all was being stopped.
+    pub(crate) aborted: Vec<Arc<str>>,
+    pub(crate) actions: Vec<Action>,
+    /// The sequence: first these are stopped from the end on, then those are started from the front on; `current` is
+    /// being waited for.
+    stops: Vec<Key>,
+    starts: VecDeque<Key>,
+    current: Option<Key>,
+    group: Option<Group>,
+    deferred: VecDeque<Deferred>,
+    timers: Timers,
+    window: Window,
+    alive: usize,
+    stuck: usize,
+    budget_ends: Option<Instant>,
+    forced: bool,
+    epochs: u64,
+    random: u64,
+}
+
+impl Core {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            window: Window::new(config.intensity),
+            random: config.seed,
+            config,
+            children: Children::new(),
+            phase: Phase::Starting,
+            cause: None,
+            down_since: None,
+            leaked: Vec::new(),
+            aborted: Vec::new(),
+            actions: Vec::new(),
+            stops: Vec::new(),
+            starts: VecDeque::new(),
+            current: None,
+            group: None,
+            deferred: VecDeque::new(),
+            timers: Timers::default(),
+            alive: 0,
+            stuck: 0,
+            budget_ends: None,
+            forced: false,
+            epochs: 0,
+        }
+    }
+
+    /// Adds a child before the start; `None` if the name is taken.
+    pub(crate) fn prepare(&mut self, now: Instant, name: Arc<str>, rules: Arc<Rules>) -> Option<Key> {
+        let key = self.children.push(name, rules, now)?;
+        self.starts.push_back(key);
+        Some(key)
+    }
+
+    /// Starts the children there are.
+    pub(crate) fn start(&mut self, now: Instant) {
+        self.advance(now);
+    }
+
+    /// A run has ended. `error` is how its failure reads.
+    pub(crate) fn exited(&mut self, now: Instant, key: Key, epoch: u64, end: End, error: Option<Arc<str>>) {
+        let Some(child) = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive())
+        else {
+            return;
+        };
+        let was = std::mem::replace(&mut child.state, State::Exited(end));
+        let healthy = now.saturating_duration_since(child.since);
+        if was == State::Running && child.rules.backoff.is_reset_by(healthy) {
+            child.failures = 0;
+        }
+        child.due = None;
+        child.since = now;
+        if error.is_some() {
+            child.last_error = error;
+        }
+        self.alive -= 1;
+        self.stuck -= usize::from(was.is_stuck());
+        if self.current == Some(key) {
+            self.current = None;
+        }
+        match was {
+            State::Stopping { why, .. } => self.stopped(now, key, why),
+            _ if self.phase == Phase::Down => self.settle(key, State::Stopped, now),
+            State::Starting => self.ended_early(now, key, end),
+            _ if self.is_busy() => self.deferred.push_back(Deferred::Exit { key, epoch }),
+            _ => self.fell(now, key, end),
+        }
+        self.advance(now);
+    }
+
+    /// A child says that it is ready.
+    pub(crate) fn ready(&mut self, now: Instant, key: Key, epoch: u64) {
+        let Some(child) = self.children.get_mut(key) else { return };
+        if child.epoch == epoch && child.state == State::Starting {
+            self.up(now, key);
+            if self.current == Some(key) {
+                self.current = None;
+            }
+            self.advance(now);
+        }
+    }
+
+    /// The next instant at which [`tick`](Self::tick) has something to do.
+    pub(crate) fn next_due(&mut self) -> Option<Instant> {
+        let group = if self.current.is_none() { self.group.map(|group| group.due) } else { None };
+        [self.timers.next(&self.children), group, self.budget_ends].into_iter().flatten().min()
+    }
+
+    /// When the children that are down together are started.
+    pub(crate) fn group_due(&self) -> Option<Instant> {
+        self.group.map(|group| group.due)
+    }
+
+    /// Does what is due by `now`.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        if self.budget_ends.is_some_and(|at| at <= now) {
+            self.force(now);
+        }
+        while let Some(key) = self.timers.pop(&self.children, now) {
+            self.due(now, key);
+        }
+        self.advance(now);
+    }
+
+    fn due(&mut self, now: Instant, key: Key) {
+        let grace = self.config.abort_grace;
+        let down = self.phase == Phase::Down;
+        let Some(child) = self.children.get_mut(key) else { return };
+        child.due = None;
+        match child.state {
+            State::Restarting => self.starts.push_back(key),
+            State::Starting => {
+                self.note(key, Note::NotReady);
+                self.begin_stop(now, key, Why::NotReady);
+            }
+            State::Running => {
+                self.note(key, Note::MissedHeartbeat);
+                self.begin_stop(now, key, Why::Unhealthy);
+            }
+            State::Stopping { why, stage: Stage::Asked } => {
+                child.state = State::Stopping { why, stage: Stage::Aborted };
+                if down {
+                    self.aborted.push(Arc::clone(&child.name));
+                }
+                self.set_due(key, now.checked_add(grace));
+                self.actions.push(Action::Abort { key });
+            }
+            State::Stopping { why, stage: Stage::Aborted } => {
+                child.state = State::Stopping { why, stage: Stage::Stuck };
+                self.stuck += 1;
+                self.note(key, Note::Stuck);
+                self.is_stuck(now, key, why);
+            }
+            _ => {}
+        }
+    }
+
+    /// Stops all children in reverse order, then ends.
+    pub(crate) fn stop(&mut self, now: Instant) {
+        self.begin_down(now, Ending::Told);
+        self.advance(now);
+    }
+
+    /// Aborts all that is still there, at once.
+    pub(crate) fn force(&mut self, now: Instant) {
+        self.begin_down(now, Ending::Told);
+        if self.phase != Phase::Down || self.forced {
+            return;
+        }
+        self.forced = true;
+        self.budget_ends = None;
+        self.current = None;
+        let due = now.checked_add(self.config.abort_grace);
+        for key in std::mem::take(&mut self.stops) {
+            self.abort(now, key, due);
+        }
+        let stopping: Vec<_> =
+            self.children.iter().filter(|(_, c)| c.state.is_alive()).map(|(key, _)| key).collect();
+        for key in stopping {
+            self.abort(now, key, due);
+        }
+        self.advance(now);
+    }
+
+    fn abort(&mut self, now: Instant, key: Key, due: Option<Instant>) {
+        let Some(child) = self.children.get_mut(key) else { return };
+        let why = match child.state {
+            State::Stopping { stage: Stage::Aborted | Stage::Stuck, .. } => return,
+            State::Stopping { why, .. } => why,
+            state if state.is_alive() => Why::Sequence,
+            _ => return,
+        };
+        child.state = State::Stopping { why, stage: Stage::Aborted };
+        child.since = now;
+        self.aborted.push(Arc::clone(&child.name));
+        self.set_due(key, due);
+        self.actions.push(Action::Cancel { key });
+        self.actions.push(Action::Abort { key });
+    }
+
+    /// Whether exits and commands wait for the end of a sequence.
+    fn is_busy(&self) -> bool {
+        self.phase == Phase::Starting
+            || self.current.is_some()
+            || !self.stops.is_empty()
+            || !self.starts.is_empty()
+    }
+
+    fn is_pool(&self) -> bool {
+        self.config.strategy == Strategy::Pool
+    }
+
+    fn set_due(&mut self, key: Key, at: Option<Instant>) {
+        let Some(child) = self.children.get_mut(key) else { return };
+        child.due = at;
+        let epoch = child.epoch;
+        if let Some(at) = at {
+            self.timers.push(&self.children, at, key, epoch);
+        }
+    }
+
+    fn note(&mut self, key: Key, note: Note) {
+        self.actions.push(Action::Note { key, note });
+    }
+
+    /// SplitMix64 (Steele, Lea and Flood, 2014), as a fraction.
+    fn random(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}

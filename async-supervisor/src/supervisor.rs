@@ -1,0 +1,237 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::handle::Shared;
+use crate::runner::{Guard, Runner};
+use crate::state::{Config, Core};
+use crate::worker::{Launch, Task};
+use crate::{
+    AutoShutdown, Cause, Child, ConfigError, Context, Exit, Handle, Intensity, Running, Shutdown, StartError,
+    Strategy, WorkerError,
+};
+
+/// A supervisor's specification: its children in order, and what to do when they fall.
+///
+/// It can be started any number of times, and can itself be a child of another.
+///
+/// # Default
+///
+/// | | |
+/// |---|---|
+/// | [`name`](Self::with_name) | `supervisor` |
+/// | [`intensity`](Self::with_intensity) | 1 restart within 5 s, as in OTP |
+/// | [`auto_shutdown`](Self::with_auto_shutdown) | never |
+/// | [`stop_budget`](Self::with_stop_budget) | none: each child has its own time |
+/// | [`abort_grace`](Self::with_abort_grace) | 100 ms |
+/// | [`max_children`](Self::with_max_children) | no limit |
+#[must_use = "a supervisor does nothing until it is started"]
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    name: Arc<str>,
+    config: Config,
+    seed: Option<u64>,
+    children: Vec<Child>,
+}
+
+impl Supervisor {
+    const ABORT_GRACE: Duration = Duration::from_millis(100);
+
+    /// A supervisor with this strategy.
+    pub fn new(strategy: Strategy) -> Self {
+        let config = Config {
+            strategy,
+            intensity: Intensity::default(),
+            auto_shutdown: AutoShutdown::Never,
+            stop_budget: None,
+            abort_grace: Self::ABORT_GRACE,
+            max_children: None,
+            seed: 0,
+        };
+        Self { name: "supervisor".into(), config, seed: None, children: Vec::new() }
+    }
+
+    /// A child that falls is restarted alone.
+    pub fn one_for_one() -> Self {
+        Self::new(Strategy::OneForOne)
+    }
+
+    /// When a child falls, all are stopped and started again.
+    pub fn one_for_all() -> Self {
+        Self::new(Strategy::OneForAll)
+    }
+
+    /// When a child falls, it and those started after it are stopped and started again.
+    pub fn rest_for_one() -> Self {
+        Self::new(Strategy::RestForOne)
+    }
+
+    /// Children without an order: each is restarted alone, and all are stopped at once.
+    pub fn pool() -> Self {
+        Self::new(Strategy::Pool)
+    }
+
+    /// Names it, for reports and snapshots.
+    pub fn with_name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Adds a child at the end of the order.
+    pub fn with_child(mut self, child: Child) -> Self {
+        self.children.push(child);
+        self
+    }
+
+    /// Adds children at the end of the order.
+    pub fn with_children(mut self, children: impl IntoIterator<Item = Child>) -> Self {
+        self.children.extend(children);
+        self
+    }
+
+    /// How many restarts within how long are borne.
+    pub fn with_intensity(mut self, intensity: Intensity) -> Self {
+        self.config.intensity = intensity;
+        self
+    }
+
+    /// Whether the end of significant children stops it.
+    pub fn with_auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
+        self.config.auto_shutdown = auto_shutdown;
+        self
+    }
+
+    /// How long a stop may take in all. Then whatever is left is aborted, all at once.
+    pub fn with_stop_budget(mut self, budget: Duration) -> Self {
+        self.config.stop_budget = Some(budget);
+        self
+    }
+
+    /// How long an aborted child may take to end before it is reported as one that would not stop.
+    pub fn with_abort_grace(mut self, grace: Duration) -> Self {
+        self.config.abort_grace = grace;
+        self
+    }
+
+    /// How many children it may have, those in the specification and those added later together.
+    pub fn with_max_children(mut self, most: usize) -> Self {
+        self.config.max_children = Some(most);
+        self
+    }
+
+    /// Makes the jitter of the backoff the same in each run.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    fn prepare(&self, stop: CancellationToken) -> Result<(Handle, Runner), ConfigError> {
+        let mut config = self.config.clone();
+        config.seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
+        let (check, strategy, most) = (config.auto_shutdown, config.strategy, config.max_children);
+        if let Some(limit) = most.filter(|most| self.children.len() > *most) {
+            let there = self.children.len();
+            return Err(ConfigError::new(
+                "max_children",
+                limit,
+                format_args!("at least the {there} there are"),
+            ));
+        }
+        let mut core = Core::new(config);
+        let mut children = Vec::with_capacity(self.children.len());
+        let now = Instant::now();
+        for child in &self.children {
+            child.check(check)?;
+            let key = core.prepare(now, Arc::clone(&child.name), Arc::clone(&child.rules));
+            let key = key.ok_or_else(|| ConfigError::new("child.name", &child.name, "a name of its own"))?;
+            children.push((key, child.clone()));
+        }
+        let (shared, inbox) = Shared::new(Arc::clone(&self.name), strategy, core, stop);
+        let runner = Runner::new(Arc::clone(&shared), inbox, children, check, most.unwrap_or(usize::MAX));
+        Ok((Handle::new(shared), runner))
+    }
+
+    /// Starts it and returns at once, while its children are being started one after the other.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made like this; nothing is started then.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with timers.
+    pub fn spawn(self) -> Result<Running, ConfigError> {
+        let (handle, runner) = self.prepare(CancellationToken::new())?;
+        tokio::spawn(async move { runner.run(|| {}).await });
+        Ok(Running::new(handle))
+    }
+
+    /// Starts it and waits until all its children are up.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made like this, or a child did not start. Nothing of it runs any more then.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with timers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, what has been started is stopped again.
+    pub async fn start(self) -> Result<Running, StartError> {
+        let running = self.spawn()?;
+        running.ready().await?;
+        Ok(running)
+    }
+
+    /// Makes a child of it, named as it is. The child is up when all *its* children are.
+    ///
+    /// It is [waited for](Shutdown::Wait) when it is stopped. When it gives up, it has failed
+    /// ([`Exit::MeltedDown`]), and its own parent restarts it as its restart says; unlike in OTP, that holds for
+    /// transient ones too.
+    pub fn into_child(self) -> Child {
+        let name = Arc::clone(&self.name);
+        let spec = Arc::new(self);
+        let mut child = Child::launching(name, Arc::new(Nested(spec)));
+        let rules = child.rules();
+        rules.supervisor = true;
+        rules.shutdown = Shutdown::Wait;
+        rules.readiness = Some(Duration::MAX);
+        child
+    }
+}
+
+/// Runs a supervisor as a child.
+struct Nested(Arc<Supervisor>);
+
+impl Launch for Nested {
+    fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
+        let prepared = self.0.prepare(ctx.token().clone());
+        if let Ok((handle, _)) = &prepared {
+            ctx.shared.nested().insert(ctx.key, handle.clone());
+        }
+        let prepared = std::sync::Mutex::new(Some(prepared));
+        let work = move |ctx: Context| {
+            let prepared = prepared.lock().ok().and_then(|mut slot| slot.take());
+            nested(ctx, prepared)
+        };
+        Arc::new(Task(work)).launch(ctx, guard)
+    }
+}
+
+async fn nested(ctx: Context, prepared: Option<Result<(Handle, Runner), ConfigError>>) -> Exit {
+    let runner = match prepared {
+        Some(Ok((_, runner))) => runner,
+        Some(Err(error)) => return Exit::Failed(WorkerError::new(error.into())),
+        None => return Exit::Aborted,
+    };
+    let report = runner.run(|| ctx.ready()).await;
+    match &report.cause {
+        Cause::MeltedDown(down) => Exit::MeltedDown(down.clone()),
+        Cause::Stopped | Cause::AutoShutdown { .. } | Cause::Lost => Exit::Completed,
+    }
+}

@@ -1,0 +1,164 @@
+use std::any::Any;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+use pin_project_lite::pin_project;
+use tokio::task::AbortHandle;
+
+use crate::runner::Guard;
+use crate::{BoxError, Context, Exit, WorkerError};
+
+/// A worker as a trait object, for those that are chosen at run time or carry much state.
+///
+/// ```
+/// use async_supervisor::{BoxError, Child, Context, Worker};
+/// use std::sync::Arc;
+///
+/// struct Importer { url: String }
+///
+/// #[async_supervisor::async_trait]
+/// impl Worker for Importer {
+///     async fn run(&self, ctx: Context) -> Result<(), BoxError> {
+///         println!("attempt {} at {}", ctx.attempt(), self.url);
+///         ctx.cancelled().await;
+///         Ok(())
+///     }
+/// }
+///
+/// let child = Child::worker("importer", Arc::new(Importer { url: "http://feed".into() }));
+/// # assert_eq!(child.name(), "importer");
+/// ```
+#[async_trait::async_trait]
+pub trait Worker: Send + Sync + 'static {
+    /// Called for each start.
+    ///
+    /// # Errors
+    ///
+    /// Whatever should count as a failure.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped at an await point when the worker has not ended in time after being asked to.
+    async fn run(&self, ctx: Context) -> Result<(), BoxError>;
+}
+
+/// What a worker may return: `()`, or a `Result` with any error.
+pub trait IntoExit {
+    /// As an exit.
+    fn into_exit(self) -> Exit;
+}
+
+impl IntoExit for () {
+    fn into_exit(self) -> Exit {
+        Exit::Completed
+    }
+}
+
+impl<E: Into<BoxError>> IntoExit for Result<(), E> {
+    fn into_exit(self) -> Exit {
+        match self {
+            Ok(()) => Exit::Completed,
+            Err(error) => Exit::Failed(WorkerError::new(error.into())),
+        }
+    }
+}
+
+impl IntoExit for Exit {
+    fn into_exit(self) -> Exit {
+        self
+    }
+}
+
+/// Starts a run of a child.
+pub(crate) trait Launch: Send + Sync + 'static {
+    /// `guard` reports the end of the run, however it ends.
+    fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle>;
+}
+
+/// A closure whose future runs as a task.
+pub(crate) struct Task<F>(pub(crate) F);
+
+impl<F, Fut> Launch for Task<F>
+where
+    F: Fn(Context) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output: IntoExit> + Send + 'static,
+{
+    fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
+        let run = Run { stage: Stage::Fresh { make: Some((self, ctx)) }, guard };
+        Some(tokio::spawn(run).abort_handle())
+    }
+}
+
+pin_project! {
+    /// One run of a worker, which is told apart from the task it runs in so that the end is reported after all that
+    /// is the worker's has been dropped: a restart never overlaps with what it replaces.
+    struct Run<F, Fut> {
+        #[pin]
+        stage: Stage<F, Fut>,
+        guard: Guard,
+    }
+}
+
+pin_project! {
+    #[project = StageProj]
+    enum Stage<F, Fut> {
+        // The closure is called inside the task, so that it cannot block or panic anywhere else.
+        Fresh { make: Option<(Arc<Task<F>>, Context)> },
+        Running { #[pin] future: Fut },
+        Over,
+    }
+}
+
+impl<F, Fut> Future for Run<F, Fut>
+where
+    F: Fn(Context) -> Fut,
+    Fut: Future<Output: IntoExit>,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                match this.stage.as_mut().project() {
+                    StageProj::Fresh { make } => {
+                        let Some((task, ctx)) = make.take() else { return Poll::Pending };
+                        let future = (task.0)(ctx);
+                        this.stage.set(Stage::Running { future });
+                    }
+                    StageProj::Running { future } => return Poll::Ready(ready!(future.poll(cx)).into_exit()),
+                    StageProj::Over => return Poll::Pending,
+                }
+            }
+        }));
+        let exit = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(exit)) => exit,
+            Err(panic) => panicked(panic),
+        };
+        // What the worker owns may panic when it is dropped, too.
+        let exit = match catch_unwind(AssertUnwindSafe(|| this.stage.set(Stage::Over))) {
+            Ok(()) => exit,
+            Err(panic) => panicked(panic),
+        };
+        this.guard.ended(exit);
+        Poll::Ready(())
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Exit {
+    let said: Arc<str> = if let Some(said) = panic.downcast_ref::<&str>() {
+        Arc::from(*said)
+    } else if let Some(said) = panic.downcast_ref::<String>() {
+        Arc::from(said.as_str())
+    } else {
+        Arc::from("(no message)")
+    };
+    // A payload whose drop panics must not take the supervisor along.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+    Exit::Panicked(said)
+}

@@ -1,0 +1,5 @@
+//! The public API under paused time.
+
+mod common;
+mod otp;
+mod stop;

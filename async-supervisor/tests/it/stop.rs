@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use async_supervisor::{Backoff, Cause, Child, ChildState, Context, Shutdown, Supervisor};
+use tokio::time::{Instant, sleep};
+
+use crate::common::{Log, Order, settle, tolerant, up};
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_children_that_need_300_ms_stop_one_after_the_other() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one().with_children(["a", "b"].map(|name| log.child_with(name, ms(300)))))
+        .await;
+    let started = Instant::now();
+    let report = s.stop().await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(log.take(), "+a +b -b -a");
+    let took = started.elapsed();
+    assert!((ms(600)..ms(605)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_pool_all_at_once() {
+    let log = Log::new();
+    let s = up(Supervisor::pool().with_children(["a", "b"].map(|name| log.child_with(name, ms(300))))).await;
+    let started = Instant::now();
+    assert!(s.stop().await.is_clean());
+    let took = started.elapsed();
+    assert!((ms(300)..ms(305)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_ignores_its_token_is_aborted_after_its_time() {
+    let log = Log::new();
+    let deaf = Child::new("deaf", async |_: Context| sleep(Duration::from_secs(3600)).await)
+        .with_shutdown(Shutdown::Timeout(ms(200)));
+    let s = up(Supervisor::one_for_one().with_children([log.child("a"), deaf, log.child("c")])).await;
+    let started = Instant::now();
+    let report = s.stop().await;
+    assert_eq!(log.take(), "+a +c -c -a");
+    assert_eq!(report.aborted, ["deaf".into()]);
+    assert!(report.leaked.is_empty() && !report.is_clean());
+    let took = started.elapsed();
+    assert!((ms(200)..ms(205)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_twice_and_by_dropping_the_handle() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one().with_child(log.child_with("a", ms(300)))).await;
+    let (one, two) = tokio::join!(s.stop(), s.stop());
+    assert!(one.is_clean() && two.is_clean());
+    assert!(matches!(s.stop().await.cause, Cause::Stopped));
+
+    let s = up(Supervisor::one_for_one().with_child(log.child_with("a", ms(300)))).await;
+    let handle = s.handle();
+    drop(s);
+    assert!(handle.wait().await.is_clean());
+    assert_eq!(log.take(), "+a -a +a -a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_during_start_up_starts_no_further_child() {
+    let log = Log::new();
+    let slow = log.child("b").with_readiness(Duration::from_secs(60));
+    let s = Supervisor::one_for_one().with_children([log.child("a"), slow, log.child("c")]).spawn().unwrap();
+    settle().await;
+    assert_eq!(s.snapshot().child("c").unwrap().state, ChildState::Waiting);
+    assert!(s.stop().await.is_clean());
+    assert_eq!(log.take(), "+a +b -b -a");
+    assert!(s.ready().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_during_backoff_does_not_wait_for_it() {
+    let log = Log::new();
+    let s = tolerant(Supervisor::one_for_one())
+        .with_child(log.child("a").with_backoff(Backoff::constant(Duration::from_secs(60))));
+    let s = up(s).await;
+    log.tell("a", Order::Fail).await;
+    let child = s.snapshot().children.remove(0);
+    assert_eq!((child.state, child.next_restart), (ChildState::Restarting, Some(Duration::from_secs(60))));
+    let started = Instant::now();
+    assert!(s.stop().await.is_clean());
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_snapshot_is_served_while_it_stops() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one().with_children(["a", "b"].map(|name| log.child_with(name, ms(300)))))
+        .await;
+    s.request_stop();
+    settle().await;
+    let snapshot = s.snapshot();
+    assert_eq!(snapshot.child("a").unwrap().state, ChildState::Running);
+    assert_eq!(snapshot.child("b").unwrap().state, ChildState::Stopping);
+    assert!(s.wait().await.is_clean());
+}
