@@ -17,9 +17,9 @@ mod verdict;
 pub use config::ConfigError;
 pub use deadline::{Deadline, DeadlineScope};
 pub use error::{Failure, PolicyError};
-pub use operation::{ByRef, ClassifyWith, Layered, Lift, LiftFuture, Operation};
+pub use operation::{ByRef, ClassifyWith, Layered, Lift, LiftFuture, Operation, Start};
 pub use policy::{Guard, Policy};
-pub use rejection::{PolicyKind, Reason, Rejection, TimedOut};
+pub use rejection::{Name, PolicyKind, Reason, Rejection, TimedOut};
 pub use timeout::{Timeout, TimeoutFuture};
 #[cfg(feature = "tower")]
 pub use tower::{TimeoutLayer, TimeoutService};

@@ -212,3 +212,48 @@ where
         Poll::Ready(ready!(self.project().future.poll(cx)).map_err(Failure::Operation))
     }
 }
+
+pin_project! {
+    /// One run of an operation that is started in the first poll: under the deadline, and inside whatever counts
+    /// a panic of [`start`](Operation::start) as the operation's. Keeps the operation, to ask it for its verdict.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Start<Op: Operation> {
+        op: Op,
+        #[pin]
+        run: Option<Op::Future>,
+    }
+}
+
+impl<Op: Operation> Start<Op> {
+    /// One run of `op`, not started yet.
+    pub const fn new(op: Op) -> Self {
+        Self { op, run: None }
+    }
+
+    /// The operation.
+    pub const fn operation(&self) -> &Op {
+        &self.op
+    }
+}
+
+impl<Op: Operation> Future for Start<Op> {
+    type Output = Result<Op::Value, Op::Error>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            if let Some(run) = this.run.as_mut().as_pin_mut() {
+                return run.poll(cx);
+            }
+            let run = this.op.start();
+            this.run.set(Some(run));
+        }
+    }
+}
+
+impl<Op: Operation> fmt::Debug for Start<Op> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Start").field("started", &self.run.is_some()).finish_non_exhaustive()
+    }
+}

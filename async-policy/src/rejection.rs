@@ -2,6 +2,73 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The name of an instance, cheap to clone and one word wide: errors travel through every layer of a stack, and their
+/// size is paid on the success path too.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Name(Arc<Box<str>>);
+
+impl From<&str> for Name {
+    fn from(name: &str) -> Self {
+        Self(Arc::new(name.into()))
+    }
+}
+
+impl From<String> for Name {
+    fn from(name: String) -> Self {
+        Self(Arc::new(name.into()))
+    }
+}
+
+impl From<Arc<str>> for Name {
+    fn from(name: Arc<str>) -> Self {
+        Self::from(&*name)
+    }
+}
+
+impl std::ops::Deref for Name {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+/// A duration in one word. The longest one (584 years) stands for all above it, `NONE` for none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Nanos(u64);
+
+impl Nanos {
+    const NONE: Self = Self(u64::MAX);
+
+    #[allow(clippy::cast_possible_truncation)]
+    const fn new(duration: Duration) -> Self {
+        let nanos = duration.as_nanos();
+        Self(if nanos < Self::NONE.0 as u128 { nanos as u64 } else { Self::NONE.0 - 1 })
+    }
+
+    const fn get(self) -> Option<Duration> {
+        if self.0 == Self::NONE.0 { None } else { Some(Duration::from_nanos(self.0)) }
+    }
+}
+
+impl fmt::Debug for Nanos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
 /// Which kind of policy spoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -20,8 +87,10 @@ pub enum PolicyKind {
     Timeout,
     /// A batch or a batcher.
     Batch,
-    /// A policy from outside the family.
-    Other(&'static str),
+    /// A file that one writer at a time may change.
+    File,
+    /// A policy from outside the family; the name of the instance says which.
+    Custom,
 }
 
 impl fmt::Display for PolicyKind {
@@ -34,7 +103,8 @@ impl fmt::Display for PolicyKind {
             Self::Hedge => "hedge",
             Self::Timeout => "timeout",
             Self::Batch => "batch",
-            Self::Other(kind) => kind,
+            Self::File => "file",
+            Self::Custom => "policy",
         })
     }
 }
@@ -61,8 +131,8 @@ pub enum Reason {
     BudgetSpent,
     /// The policy has been shut down.
     ShutDown,
-    /// A reason from outside the family.
-    Other(&'static str),
+    /// A rule of a policy from outside the family.
+    Custom,
 }
 
 impl fmt::Display for Reason {
@@ -77,7 +147,7 @@ impl fmt::Display for Reason {
             Self::ExceedsCapacity => "more than the limit can ever grant",
             Self::BudgetSpent => "budget spent",
             Self::ShutDown => "shut down",
-            Self::Other(reason) => reason,
+            Self::Custom => "by a rule of its own",
         })
     }
 }
@@ -98,8 +168,8 @@ impl fmt::Display for Reason {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    name: Option<Arc<str>>,
-    retry_after: Option<Duration>,
+    name: Option<Name>,
+    retry_after: Nanos,
     policy: PolicyKind,
     reason: Reason,
 }
@@ -108,12 +178,12 @@ impl Rejection {
     /// A refusal by an unnamed policy that does not know when to come back.
     #[must_use]
     pub const fn new(policy: PolicyKind, reason: Reason) -> Self {
-        Self { name: None, retry_after: None, policy, reason }
+        Self { name: None, retry_after: Nanos::NONE, policy, reason }
     }
 
     /// Adds the name of the instance that refused.
     #[must_use]
-    pub fn with_name(mut self, name: impl Into<Arc<str>>) -> Self {
+    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
         self.name = Some(name.into());
         self
     }
@@ -121,7 +191,7 @@ impl Rejection {
     /// Adds how long to wait before another try can succeed.
     #[must_use]
     pub const fn with_retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
+        self.retry_after = Nanos::new(wait);
         self
     }
 
@@ -146,7 +216,7 @@ impl Rejection {
     /// How long to wait before another try can succeed, counted from the refusal; `None` where that is not known.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+        self.retry_after.get()
     }
 }
 
@@ -157,7 +227,7 @@ impl fmt::Display for Rejection {
             write!(f, " `{name}`")?;
         }
         write!(f, " refused: {}", self.reason)?;
-        match self.retry_after {
+        match self.retry_after() {
             Some(wait) => write!(f, " (retry after {wait:?})"),
             None => Ok(()),
         }
@@ -169,20 +239,20 @@ impl std::error::Error for Rejection {}
 /// A time-out: the operation was started, got no answer in time and was dropped. It **may have run**.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimedOut {
-    name: Option<Arc<str>>,
-    limit: Duration,
+    name: Option<Name>,
+    limit: Nanos,
 }
 
 impl TimedOut {
     /// A time-out after `limit`.
     #[must_use]
     pub const fn new(limit: Duration) -> Self {
-        Self { name: None, limit }
+        Self { name: None, limit: Nanos::new(limit) }
     }
 
     /// Adds the name of the instance that gave up.
     #[must_use]
-    pub fn with_name(mut self, name: impl Into<Arc<str>>) -> Self {
+    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
         self.name = Some(name.into());
         self
     }
@@ -190,7 +260,7 @@ impl TimedOut {
     /// How long the operation was given.
     #[must_use]
     pub const fn limit(&self) -> Duration {
-        self.limit
+        Duration::from_nanos(self.limit.0)
     }
 
     /// The name of the instance that gave up, if it has one.
@@ -206,7 +276,7 @@ impl fmt::Display for TimedOut {
         if let Some(name) = &self.name {
             write!(f, "`{name}` ")?;
         }
-        write!(f, "expired: no answer within {:?}", self.limit)
+        write!(f, "expired: no answer within {:?}", self.limit())
     }
 }
 

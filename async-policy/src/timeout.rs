@@ -1,7 +1,6 @@
 use std::borrow::Borrow;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use pin_project_lite::pin_project;
 use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
-use crate::{Guard, Operation, Policy, PolicyError, TimedOut, deadline};
+use crate::{Guard, Name, Operation, Policy, PolicyError, Start, TimedOut, deadline};
 
 /// Drops an operation that has no answer in time.
 ///
@@ -35,7 +34,7 @@ use crate::{Guard, Operation, Policy, PolicyError, TimedOut, deadline};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeout {
     limit: Duration,
-    name: Option<Arc<str>>,
+    name: Option<Name>,
 }
 
 impl Timeout {
@@ -53,7 +52,7 @@ impl Timeout {
 
     /// Names this time-out in the errors it makes.
     #[must_use]
-    pub fn with_name(mut self, name: impl Into<Arc<str>>) -> Self {
+    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
         self.name = Some(name.into());
         self
     }
@@ -67,20 +66,19 @@ impl Timeout {
     fn expired<E: PolicyError>(&self) -> E {
         let timed_out = TimedOut::new(self.limit);
         E::from_timed_out(match &self.name {
-            Some(name) => timed_out.with_name(Arc::clone(name)),
+            Some(name) => timed_out.with_name(name.clone()),
             None => timed_out,
         })
     }
 }
 
 impl Policy for Timeout {
-    async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
+    fn execute<Op>(&self, op: Op) -> impl Future<Output = Result<Op::Value, Op::Error>> + Send
     where
         Op: Operation,
         Op::Error: PolicyError,
     {
-        // Started in the first poll, under the deadline: a closure may look at it before its first await.
-        TimeoutFuture::new(async { op.start().await }, self).await
+        TimeoutFuture::new(Start::new(op), self)
     }
 }
 

@@ -1,8 +1,9 @@
 use std::num::NonZeroU32;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_policy::{ConfigError, Deadline, Operation, Outcome, Policy, PolicyError};
+use async_policy::{ConfigError, Deadline, Operation, Outcome, Policy, PolicyError, Verdict};
 use tokio::task::coop::consume_budget;
 
 use crate::Backoff;
@@ -110,20 +111,43 @@ impl Policy for Retry {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        let mut progress = Progress::default();
-        let mut answer = None;
+        let mut call = Call { retry: self, progress: Progress::default(), answer: None };
         loop {
+            // By value, into a function that is not async: a result kept in the future's own memory costs every success.
             let result = op.start().await;
-            let outcome = op.outcome(&result);
-            let answered = matches!(outcome, Outcome::Answered(_));
-            match self.next(&mut progress, &outcome) {
-                Next::Done => return result,
-                Next::Stop(_) => return if answered { result } else { answer.unwrap_or(result) },
-                Next::After(delay) => {
-                    keep(&mut answer, result, answered);
-                    pause(delay, progress).await;
-                }
+            let delay = match call.settle(&op, result) {
+                ControlFlow::Break(result) => return result,
+                ControlFlow::Continue(delay) => delay,
+            };
+            pause(delay, call.progress).await;
+        }
+    }
+}
+
+struct Call<'r, R> {
+    retry: &'r Retry,
+    progress: Progress,
+    answer: Option<R>,
+}
+
+impl<T, E: PolicyError> Call<'_, Result<T, E>> {
+    #[inline]
+    fn settle<Op>(&mut self, op: &Op, result: Result<T, E>) -> ControlFlow<Result<T, E>, Duration>
+    where
+        Op: Operation<Value = T, Error = E>,
+    {
+        let outcome = op.outcome(&result);
+        if let Outcome::Answered(Verdict::Success | Verdict::Permanent | Verdict::Ignored) = outcome {
+            return ControlFlow::Break(result);
+        }
+        let answered = matches!(outcome, Outcome::Answered(_));
+        match self.retry.next(&mut self.progress, &outcome) {
+            Next::After(delay) => {
+                keep(&mut self.answer, result, answered);
+                ControlFlow::Continue(delay)
             }
+            Next::Done | Next::Stop(_) if answered => ControlFlow::Break(result),
+            Next::Done | Next::Stop(_) => ControlFlow::Break(self.answer.take().unwrap_or(result)),
         }
     }
 }

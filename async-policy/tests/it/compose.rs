@@ -22,7 +22,7 @@ impl Policy for Spy {
         Op::Error: PolicyError,
     {
         if self.refuse {
-            let rejection = Rejection::new(PolicyKind::Other("spy"), Reason::Other("told to"));
+            let rejection = Rejection::new(PolicyKind::Custom, Reason::Custom);
             return Err(Op::Error::from_rejection(rejection.with_name(self.name)));
         }
         let mut runs = 0;
