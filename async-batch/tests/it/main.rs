@@ -1,0 +1,4 @@
+//! The public API under paused time.
+
+mod gather;
+mod progress;

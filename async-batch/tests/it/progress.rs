@@ -1,0 +1,43 @@
+use std::time::Duration;
+
+use async_batch::{Gather, Progress};
+use tokio::time::sleep;
+
+#[tokio::test(start_paused = true)]
+async fn it_can_be_looked_at_from_outside_while_the_gather_runs() {
+    let progress = Progress::new();
+    assert_eq!((progress.snapshot().total, progress.snapshot().eta()), (None, None));
+    let gather = Gather::up_to::<10>().with_progress(&progress);
+    let run = gather.run(0..100, async |n| {
+        sleep(Duration::from_millis(100)).await;
+        if n % 10 == 0 { Err(()) } else { Ok(()) }
+    });
+    let look = async {
+        sleep(Duration::from_millis(450)).await;
+        progress.snapshot()
+    };
+    let (_, half_way) = tokio::join!(run, look);
+    assert_eq!(half_way.total, Some(100));
+    assert_eq!((half_way.done, half_way.failed, half_way.in_flight), (40, 4, 10));
+    assert!((half_way.rate() - 40.0 / 0.45).abs() < 1.0, "{}", half_way.rate());
+    assert_eq!(half_way.eta().unwrap().as_millis(), 675);
+
+    sleep(Duration::from_secs(60)).await;
+    let end = progress.snapshot();
+    assert_eq!((end.done, end.failed, end.in_flight), (100, 10, 0));
+    assert_eq!(end.eta(), Some(Duration::ZERO));
+    assert!(end.elapsed < Duration::from_secs(2), "the clock stops with the gather");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_gather_leaves_nothing_in_flight() {
+    let progress = Progress::new();
+    let gather = Gather::up_to::<10>().with_progress(&progress);
+    let run = gather.run(0.., async |n| {
+        sleep(Duration::from_millis(n * 10)).await;
+        Ok::<_, ()>(())
+    });
+    assert!(tokio::time::timeout(Duration::from_millis(45), run).await.is_err());
+    let end = progress.snapshot();
+    assert_eq!((end.total, end.done, end.in_flight, end.cancelled), (None, 5, 0, 10));
+}
