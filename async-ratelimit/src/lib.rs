@@ -1,1 +1,16 @@
-//! Placeholder of the skeleton.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod concurrency;
+mod fifo;
+mod queue;
+mod rate;
+mod sync;
+
+pub use async_policy::{ConfigError, Failure, Guard, Name, Policy, Reason, Rejection};
+pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencySnapshot, OwnedPermit, Permit};
+#[cfg(feature = "tower")]
+pub use concurrency::{ConcurrencyLimitFuture, ConcurrencyLimitLayer, ConcurrencyLimitService};
+pub use rate::{LONGEST_BURST, Quota, RateLimit, RateLimitBuilder, RateSnapshot, TICK};
+#[cfg(feature = "tower")]
+pub use rate::{RateLimitFuture, RateLimitLayer, RateLimitService};

@@ -1,0 +1,54 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_policy::{ConfigError, Name};
+
+use super::state::Semaphore;
+use super::{ConcurrencyLimit, Shared};
+use crate::queue::Queue;
+
+/// Builds a [`ConcurrencyLimit`].
+///
+/// # Default
+///
+/// No queue: who finds no room is refused. Unnamed.
+#[must_use = "a builder does nothing until built"]
+#[derive(Clone, Debug)]
+pub struct ConcurrencyLimitBuilder {
+    limit: u32,
+    queue: Queue,
+    name: Option<Name>,
+}
+
+impl ConcurrencyLimitBuilder {
+    pub(super) const fn new(limit: u32) -> Self {
+        Self { limit, queue: Queue::NONE, name: None }
+    }
+
+    /// Lets up to `max_len` callers wait, first come, first served, each for at most `max_wait`; `None` for as long as it takes.
+    pub fn with_queue(mut self, max_len: usize, max_wait: impl Into<Option<Duration>>) -> Self {
+        self.queue = Queue { max_len, max_wait: max_wait.into() };
+        self
+    }
+
+    /// The name that refusals carry.
+    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Builds the limit, with nothing in flight.
+    ///
+    /// # Errors
+    ///
+    /// `limit`: zero.
+    pub fn build(self) -> Result<ConcurrencyLimit, ConfigError> {
+        check_limit(self.limit)?;
+        let Self { limit, queue, name } = self;
+        Ok(ConcurrencyLimit { shared: Arc::new(Shared { semaphore: Semaphore::new(limit), queue, name }) })
+    }
+}
+
+pub(super) fn check_limit(limit: u32) -> Result<(), ConfigError> {
+    if limit == 0 { Err(ConfigError::new("limit", limit, "at least 1")) } else { Ok(()) }
+}

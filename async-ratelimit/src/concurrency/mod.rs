@@ -1,0 +1,363 @@
+mod config;
+mod policy;
+mod state;
+#[cfg(feature = "tower")]
+mod tower;
+
+use std::future::{Future, poll_fn};
+use std::ops::Deref;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_policy::{ConfigError, Deadline, Name, PolicyKind, Reason, Rejection};
+use tokio::task::coop::unconstrained;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+pub use config::ConcurrencyLimitBuilder;
+#[cfg(feature = "tower")]
+pub use tower::{ConcurrencyLimitFuture, ConcurrencyLimitLayer, ConcurrencyLimitService};
+
+use crate::fifo::Key;
+use crate::queue::Queue;
+use config::check_limit;
+use state::{Joined, Semaphore, Turn};
+
+/// Limits how many operations are in flight at once: a fair semaphore, or bulkhead.
+///
+/// Who finds no room is refused, unless [`with_queue`](ConcurrencyLimitBuilder::with_queue) lets callers wait. Waiters get
+/// their permits in the order in which they came, whatever their weight; a newcomer never passes them. Permits are given
+/// back on drop, also when the operation is dropped or panics, and go straight to who waits longest.
+///
+/// Cheap to clone; clones share one limit. While nobody waits, taking and giving back a permit is one atomic operation each.
+///
+/// ```
+/// use async_ratelimit::{ConcurrencyLimit, Policy};
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let limit = ConcurrencyLimit::builder(2).with_name("db").with_queue(100, Duration::from_secs(1)).build().unwrap();
+/// let row = limit.call(async || Ok::<_, std::io::Error>("row")).await.unwrap();
+/// assert_eq!((row, limit.in_flight()), ("row", 0));
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ConcurrencyLimit {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    semaphore: Semaphore,
+    queue: Queue,
+    name: Option<Name>,
+}
+
+/// What a [`ConcurrencyLimit`] looks like at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConcurrencySnapshot {
+    /// How many permits there are.
+    pub limit: u32,
+    /// How many of them are held; above the limit while it was lowered under them.
+    pub in_flight: u32,
+    /// How many callers wait.
+    pub waiting: usize,
+}
+
+impl ConcurrencyLimit {
+    /// Begins a limit of `limit` operations in flight, or of so much weight.
+    pub const fn builder(limit: u32) -> ConcurrencyLimitBuilder {
+        ConcurrencyLimitBuilder::new(limit)
+    }
+
+    /// Takes a permit if one is free and nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::LimitReached`].
+    #[inline]
+    pub fn try_acquire(&self) -> Result<Permit<'_>, Rejection> {
+        self.try_acquire_many(1)
+    }
+
+    /// Takes a permit that counts as `weight`, if so much is free and nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::LimitReached`]; [`Reason::ExceedsCapacity`] if `weight` is above the limit itself.
+    #[inline]
+    pub fn try_acquire_many(&self, weight: u32) -> Result<Permit<'_>, Rejection> {
+        let shared = &*self.shared;
+        shared.try_acquire(weight).map(|()| Permit { shared, weight })
+    }
+
+    /// [`try_acquire_many`](Self::try_acquire_many) for a permit that outlives the borrow.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire_many`](Self::try_acquire_many).
+    #[inline]
+    pub fn try_acquire_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
+        self.shared.try_acquire(weight).map(|()| OwnedPermit { shared: Arc::clone(&self.shared), weight })
+    }
+
+    /// Takes a permit, waiting for one where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_many`](Self::acquire_many).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire_many`](Self::acquire_many).
+    #[inline]
+    pub async fn acquire(&self) -> Result<Permit<'_>, Rejection> {
+        self.acquire_many(1).await
+    }
+
+    /// Takes a permit that counts as `weight`, waiting for it where the queue allows.
+    ///
+    /// First come, first served: a heavy waiter is not passed by lighter ones, and those behind it wait with it.
+    ///
+    /// # Errors
+    ///
+    /// - [`Reason::LimitReached`]: no room, and there is no queue.
+    /// - [`Reason::QueueFull`]: no room, neither in the queue.
+    /// - [`Reason::WaitTooLong`]: the longest wait has passed.
+    /// - [`Reason::DeadlineTooClose`]: the deadline that flows in from outside came first.
+    /// - [`Reason::ExceedsCapacity`]: `weight` is above the limit itself, at once or after the limit was lowered.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in the queue, and a permit that was on its way goes to the next.
+    #[inline]
+    pub async fn acquire_many(&self, weight: u32) -> Result<Permit<'_>, Rejection> {
+        let shared = &*self.shared;
+        if !shared.semaphore.try_acquire(weight) {
+            Shared::wait(shared, weight).await?;
+        }
+        Ok(Permit { shared, weight })
+    }
+
+    /// [`acquire_many`](Self::acquire_many) for a permit that outlives the borrow: to move into a task.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_many`](Self::acquire_many).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire_many`](Self::acquire_many).
+    #[inline]
+    pub async fn acquire_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
+        if !self.shared.semaphore.try_acquire(weight) {
+            Shared::wait(&self.shared, weight).await?;
+        }
+        Ok(OwnedPermit { shared: Arc::clone(&self.shared), weight })
+    }
+
+    /// Changes how many permits there are, at once and without losing anybody who waits.
+    ///
+    /// Raised, it lets waiters in. Lowered, it takes no permit away: nobody new comes in until enough have come back. A
+    /// waiter heavier than the new limit is refused when it comes to the front, unless the limit was raised again.
+    ///
+    /// # Errors
+    ///
+    /// `limit`: zero.
+    pub fn set_limit(&self, limit: u32) -> Result<(), ConfigError> {
+        check_limit(limit)?;
+        self.shared.semaphore.set_limit(limit);
+        Ok(())
+    }
+
+    /// How many permits there are.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.shared.semaphore.limit()
+    }
+
+    /// How many permits are held.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.snapshot().in_flight
+    }
+
+    /// How many callers wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.snapshot().waiting
+    }
+
+    /// The limit, what is in flight and who waits, read at one moment.
+    #[must_use]
+    pub fn snapshot(&self) -> ConcurrencySnapshot {
+        let (limit, in_flight, waiting) = self.shared.semaphore.look();
+        ConcurrencySnapshot { limit, in_flight, waiting }
+    }
+
+    /// The name that refusals carry.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.shared.name.as_deref()
+    }
+}
+
+impl Shared {
+    #[inline]
+    fn try_acquire(&self, weight: u32) -> Result<(), Rejection> {
+        if self.semaphore.try_acquire(weight) { Ok(()) } else { Err(self.refused_now(weight)) }
+    }
+
+    #[cold]
+    fn refused_now(&self, weight: u32) -> Rejection {
+        let too_heavy = weight > self.semaphore.limit();
+        self.refuse(if too_heavy { Reason::ExceedsCapacity } else { Reason::LimitReached })
+    }
+
+    #[cold]
+    fn refuse(&self, reason: Reason) -> Rejection {
+        let rejection = Rejection::new(PolicyKind::ConcurrencyLimit, reason);
+        match &self.name {
+            Some(name) => rejection.with_name(name.clone()),
+            None => rejection,
+        }
+    }
+
+    /// When a waiter who comes now has to give up, and what to call it then.
+    fn patience(&self) -> Option<(Instant, Reason)> {
+        let longest = self.queue.max_wait.and_then(|wait| Instant::now().checked_add(wait));
+        let deadline = Deadline::current().map(Deadline::instant);
+        match (longest, deadline) {
+            (Some(longest), Some(deadline)) if deadline <= longest => {
+                Some((deadline, Reason::DeadlineTooClose))
+            }
+            (Some(longest), _) => Some((longest, Reason::WaitTooLong)),
+            (None, Some(deadline)) => Some((deadline, Reason::DeadlineTooClose)),
+            (None, None) => None,
+        }
+    }
+
+    #[cold]
+    async fn wait(this: &Self, weight: u32) -> Result<(), Rejection> {
+        let mut ticket = Ticket::new(this, weight);
+        match this.patience() {
+            None => poll_fn(|cx| ticket.poll(cx, None)).await,
+            Some((at, reason)) => {
+                let mut timer = pin!(sleep_until(at));
+                poll_fn(|cx| ticket.poll(cx, Some((timer.as_mut(), reason)))).await
+            }
+        }
+    }
+}
+
+/// A place in the queue, once polled; dropped, it gives back what it was given.
+#[derive(Debug)]
+struct Ticket<S: Deref<Target = Shared>> {
+    shared: S,
+    weight: u32,
+    key: Option<Key>,
+}
+
+impl<S: Deref<Target = Shared>> Ticket<S> {
+    const fn new(shared: S, weight: u32) -> Self {
+        Self { shared, weight, key: None }
+    }
+
+    /// Ready with `Ok`, the permits are the caller's, to be given back by it.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        patience: Option<(Pin<&mut Sleep>, Reason)>,
+    ) -> Poll<Result<(), Rejection>> {
+        let semaphore = &self.shared.semaphore;
+        match self.key {
+            Some(key) => match semaphore.poll(key, cx.waker().clone()) {
+                Turn::Waits => {}
+                Turn::Granted => {
+                    self.key = None;
+                    return Poll::Ready(Ok(()));
+                }
+                Turn::TooHeavy => {
+                    self.key = None;
+                    return Poll::Ready(Err(self.shared.refuse(Reason::ExceedsCapacity)));
+                }
+            },
+            None => {
+                let full = match semaphore.join(self.weight, self.shared.queue.max_len, cx.waker().clone()) {
+                    Joined::Granted => return Poll::Ready(Ok(())),
+                    Joined::Waits(key) => {
+                        self.key = Some(key);
+                        None
+                    }
+                    Joined::Full if self.shared.queue.max_len == 0 => Some(Reason::LimitReached),
+                    Joined::Full => Some(Reason::QueueFull),
+                    Joined::TooHeavy => Some(Reason::ExceedsCapacity),
+                };
+                if let Some(reason) = full {
+                    return Poll::Ready(Err(self.shared.refuse(reason)));
+                }
+            }
+        }
+        let Some((timer, reason)) = patience else { return Poll::Pending };
+        if pin!(unconstrained(timer)).poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let granted = self.key.take().is_some_and(|key| self.shared.semaphore.leave(key, true));
+        Poll::Ready(if granted { Ok(()) } else { Err(self.shared.refuse(reason)) })
+    }
+}
+
+impl<S: Deref<Target = Shared>> Drop for Ticket<S> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.shared.semaphore.leave(key, false);
+        }
+    }
+}
+
+/// Room for one operation; dropped, it is given back.
+#[must_use = "a permit dropped at once limits nothing"]
+#[derive(Debug)]
+pub struct Permit<'a> {
+    shared: &'a Shared,
+    weight: u32,
+}
+
+impl Permit<'_> {
+    /// What it counts as.
+    #[must_use]
+    pub const fn weight(&self) -> u32 {
+        self.weight
+    }
+}
+
+impl Drop for Permit<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.shared.semaphore.release(self.weight);
+    }
+}
+
+/// Room for one operation, to move into a task or keep in a struct; dropped, it is given back.
+#[must_use = "a permit dropped at once limits nothing"]
+#[derive(Debug)]
+pub struct OwnedPermit {
+    shared: Arc<Shared>,
+    weight: u32,
+}
+
+impl OwnedPermit {
+    /// What it counts as.
+    #[must_use]
+    pub const fn weight(&self) -> u32 {
+        self.weight
+    }
+}
+
+impl Drop for OwnedPermit {
+    #[inline]
+    fn drop(&mut self) {
+        self.shared.semaphore.release(self.weight);
+    }
+}

@@ -1,0 +1,247 @@
+use std::sync::PoisonError;
+use std::task::Waker;
+
+use crate::fifo::{Fifo, Key};
+use crate::sync::{AtomicI64, Mutex, MutexGuard, Ordering};
+
+/// Set in the state word while somebody waits: newcomers then queue, and who releases looks at the queue.
+const WAITING: i64 = 1;
+
+const fn weight(n: u32) -> i64 {
+    (n as i64) << 1
+}
+
+const fn free(word: i64) -> i64 {
+    word >> 1
+}
+
+/// A fair weighted semaphore: one atomic word while nobody waits, and a locked queue while somebody does.
+///
+/// The word holds the free permits (below zero after the limit was lowered under those in flight) and the `WAITING` flag.
+/// 1. `free = limit - held`, at every moment the lock is free.
+/// 2. The flag is set and cleared under the lock, and is set whenever the queue is not empty.
+/// 3. While it is set, permits are taken only under the lock, for the front of the queue.
+///
+/// A waiter is given its permits by whoever releases them; it finds them in its place.
+#[derive(Debug)]
+pub(crate) struct Semaphore {
+    word: AtomicI64,
+    waiters: Mutex<Waiters>,
+}
+
+#[derive(Debug)]
+struct Waiters {
+    limit: u32,
+    queue: Fifo<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    n: u32,
+    status: Status,
+}
+
+#[derive(Debug)]
+enum Status {
+    Waiting(Waker),
+    Granted,
+    /// The limit was lowered below what it asked for.
+    TooHeavy,
+}
+
+/// How an attempt to join the queue ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Joined {
+    Granted,
+    Waits(Key),
+    Full,
+    TooHeavy,
+}
+
+/// How a place in the queue stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// The permits are the caller's, and its place is gone.
+    Granted,
+    Waits,
+    /// Never to be granted, and its place is gone.
+    TooHeavy,
+}
+
+/// Who to wake, and whether more may be granted after that.
+struct Handed {
+    waker: Option<Waker>,
+    more: bool,
+}
+
+impl Semaphore {
+    pub(crate) fn new(limit: u32) -> Self {
+        Self {
+            word: AtomicI64::new(weight(limit)),
+            waiters: Mutex::new(Waiters { limit, queue: Fifo::new() }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes `n` permits if they are free and nobody waits.
+    #[inline]
+    pub(crate) fn try_acquire(&self, n: u32) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & WAITING == 0 && word >= weight(n) {
+            match self.word.compare_exchange_weak(
+                word,
+                word - weight(n),
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Takes `n` permits, or a place in the queue if fewer than `most` are in it.
+    pub(crate) fn join(&self, n: u32, most: usize, waker: Waker) -> Joined {
+        let mut waiters = self.lock();
+        if n > waiters.limit {
+            return Joined::TooHeavy;
+        }
+        loop {
+            if self.try_acquire(n) {
+                return Joined::Granted;
+            }
+            if waiters.queue.len() >= most {
+                return Joined::Full;
+            }
+            let word = self.word.load(Ordering::Relaxed);
+            let fits = word & WAITING == 0 && word >= weight(n);
+            // In one step with the look at what is free, so that no release can fall between the two.
+            if !fits
+                && self
+                    .word
+                    .compare_exchange(word, word | WAITING, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+            {
+                return Joined::Waits(waiters.queue.push_back(Waiter { n, status: Status::Waiting(waker) }));
+            }
+        }
+    }
+
+    /// How it stands with `key`; `waker` replaces the one it left.
+    pub(crate) fn poll(&self, key: Key, waker: Waker) -> Turn {
+        let mut waiters = self.lock();
+        let waiter = waiters.queue.get_mut(key);
+        let (turn, old) = match &mut waiter.status {
+            Status::Waiting(left) => (Turn::Waits, Some(std::mem::replace(left, waker))),
+            Status::Granted => (Turn::Granted, None),
+            Status::TooHeavy => (Turn::TooHeavy, None),
+        };
+        if turn != Turn::Waits {
+            waiters.queue.remove(key);
+        }
+        drop(waiters);
+        // A waker is the caller's code.
+        drop(old);
+        turn
+    }
+
+    /// Gives up a place in the queue. What it was given meanwhile goes back, or, if `keep`, to the caller: true then.
+    pub(crate) fn leave(&self, key: Key, keep: bool) -> bool {
+        let mut waiters = self.lock();
+        let waiter = waiters.queue.remove(key);
+        let granted = matches!(waiter.status, Status::Granted);
+        drop(waiters);
+        if granted && keep {
+            return true;
+        }
+        if granted {
+            self.release(waiter.n);
+        } else {
+            // It may have been the front, and those behind it lighter.
+            self.hand_out();
+        }
+        false
+    }
+
+    /// Gives `n` permits back, first to those who wait.
+    #[inline]
+    pub(crate) fn release(&self, n: u32) {
+        if self.word.fetch_add(weight(n), Ordering::Release) & WAITING != 0 {
+            self.hand_out();
+        }
+    }
+
+    #[cold]
+    fn hand_out(&self) {
+        loop {
+            let Handed { waker, more } = self.hand_to_front();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// One at a time, because wakers are run without the lock.
+    fn hand_to_front(&self) -> Handed {
+        let mut waiters = self.lock();
+        let limit = waiters.limit;
+        let Some(key) = waiters.queue.front() else {
+            self.word.fetch_and(!WAITING, Ordering::Release);
+            return Handed { waker: None, more: false };
+        };
+        let waiter = waiters.queue.get_mut(key);
+        let status = if waiter.n > limit {
+            Status::TooHeavy
+        } else if free(self.word.load(Ordering::Acquire)) >= i64::from(waiter.n) {
+            // Only additions can come between: the flag is set, and the lock is ours.
+            self.word.fetch_sub(weight(waiter.n), Ordering::Acquire);
+            Status::Granted
+        } else {
+            return Handed { waker: None, more: false };
+        };
+        let waker = match std::mem::replace(&mut waiter.status, status) {
+            Status::Waiting(waker) => Some(waker),
+            _ => None,
+        };
+        waiters.queue.unlink(key);
+        let more = match waiters.queue.front() {
+            Some(next) => {
+                let n = waiters.queue.get_mut(next).n;
+                n > limit || free(self.word.load(Ordering::Relaxed)) >= i64::from(n)
+            }
+            None => {
+                self.word.fetch_and(!WAITING, Ordering::Release);
+                false
+            }
+        };
+        Handed { waker, more }
+    }
+
+    /// Changes how many permits there are. Raised, it lets in those who wait; lowered, it takes effect as permits come back.
+    pub(crate) fn set_limit(&self, limit: u32) -> u32 {
+        let mut waiters = self.lock();
+        let before = std::mem::replace(&mut waiters.limit, limit);
+        self.word.fetch_add((i64::from(limit) - i64::from(before)) << 1, Ordering::Release);
+        drop(waiters);
+        self.hand_out();
+        before
+    }
+
+    pub(crate) fn limit(&self) -> u32 {
+        self.lock().limit
+    }
+
+    /// The limit, the permits held and the waiters, at one moment.
+    pub(crate) fn look(&self) -> (u32, u32, usize) {
+        let waiters = self.lock();
+        let held = i64::from(waiters.limit) - free(self.word.load(Ordering::Acquire));
+        (waiters.limit, u32::try_from(held).unwrap_or(0), waiters.queue.len())
+    }
+}

@@ -1,0 +1,363 @@
+mod clock;
+mod config;
+mod engine;
+mod line;
+mod policy;
+mod quota;
+#[cfg(feature = "tower")]
+mod tower;
+mod wait;
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::Waker;
+use std::time::Duration;
+
+use async_policy::{ConfigError, Deadline, Name, PolicyKind, Reason, Rejection};
+
+pub use config::RateLimitBuilder;
+pub use quota::{LONGEST_BURST, Quota, TICK};
+#[cfg(feature = "tower")]
+pub use tower::{RateLimitFuture, RateLimitLayer, RateLimitService};
+
+use crate::fifo::Key;
+use crate::queue::Queue;
+use clock::Clock;
+use engine::{Engine, Tat};
+use line::{Cells, Line, Turn};
+use wait::Wait;
+
+/// Somebody waits: newcomers go to the queue.
+const WAITING: u32 = 1;
+/// The quota was changed: the engine is behind the lock.
+const CHANGED: u32 = 2;
+
+/// Limits how many operations are started per time: a token bucket (GCRA, by [governor](https://docs.rs/governor)).
+///
+/// Who finds no cell is refused, with the time after which to come again, unless
+/// [`with_queue`](RateLimitBuilder::with_queue) lets callers wait. Cells are granted in the order in which waiters came; a
+/// newcomer never passes them. A wait that cannot fit the longest wait or the [deadline](Deadline) is refused at once.
+///
+/// Cheap to clone; clones share one limit. While nobody waits, a cell costs one reading of the clock and one atomic operation.
+///
+/// ```
+/// use async_ratelimit::{Quota, RateLimit};
+/// use std::time::Duration;
+///
+/// let limit = RateLimit::builder(Quota::per_second(10).with_burst(2)).with_name("api").build().unwrap();
+/// limit.try_acquire().unwrap();
+/// limit.try_acquire().unwrap();
+/// let refused = limit.try_acquire().unwrap_err();
+/// assert!(refused.retry_after().unwrap() <= Duration::from_millis(100));
+/// ```
+#[derive(Clone, Debug)]
+pub struct RateLimit {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// `WAITING` and `CHANGED`; written only under the lock of the line.
+    gate: AtomicU32,
+    /// The quota it was built with, until that is changed: no lock is needed to read it.
+    first: (Engine, Tat),
+    /// What is in force once it was changed.
+    changed: RwLock<Option<(Engine, Tat)>>,
+    line: Mutex<Line>,
+    queue: Queue,
+    name: Option<Name>,
+}
+
+/// What a [`RateLimit`] looks like at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RateSnapshot {
+    /// The quota in force.
+    pub quota: Quota,
+    /// How many cells a newcomer could take at once; none while somebody waits.
+    pub available: u32,
+    /// How many callers wait.
+    pub waiting: usize,
+    /// After how long a newcomer would get a cell, behind those who wait.
+    pub next: Duration,
+    /// After how long the burst would be full again, if no cell but those waited for were taken.
+    pub full: Duration,
+}
+
+impl RateLimit {
+    /// Begins a limit of `quota`.
+    pub const fn builder(quota: Quota) -> RateLimitBuilder {
+        RateLimitBuilder::new(quota)
+    }
+
+    /// Takes a cell if there is one and nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::LimitReached`], with the time after which to come again.
+    #[inline]
+    pub fn try_acquire(&self) -> Result<(), Rejection> {
+        self.shared.try_acquire(1)
+    }
+
+    /// Takes `n` cells, if there are so many and nobody waits; else none. Zero cells are always granted.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::LimitReached`], with the time after which to come again; [`Reason::ExceedsCapacity`] if `n` is above the
+    /// burst.
+    #[inline]
+    pub fn try_acquire_many(&self, n: u32) -> Result<(), Rejection> {
+        self.shared.try_acquire(n)
+    }
+
+    /// Takes a cell, waiting for it where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_many`](Self::acquire_many).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire_many`](Self::acquire_many).
+    #[inline]
+    pub async fn acquire(&self) -> Result<(), Rejection> {
+        self.acquire_many(1).await
+    }
+
+    /// Takes `n` cells, waiting for them where the queue allows. Zero cells are always granted.
+    ///
+    /// First come, first served: who waits for many cells is not passed by who wants few. The longest wait is judged when
+    /// the waiter joins: a quota that is made slower later makes it wait longer.
+    ///
+    /// # Errors
+    ///
+    /// Each but the last with the time after which to come again, computed from the queue ahead:
+    /// - [`Reason::LimitReached`]: no cell, and there is no queue.
+    /// - [`Reason::QueueFull`]: no cell, and no room in the queue.
+    /// - [`Reason::WaitTooLong`]: its turn would come after the longest wait.
+    /// - [`Reason::DeadlineTooClose`]: its turn would come after the deadline that flows in from outside.
+    /// - [`Reason::ExceedsCapacity`]: `n` is above the burst, at once or after the quota was changed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in the queue and takes no cell: a cell is taken in the poll that completes.
+    #[inline]
+    pub async fn acquire_many(&self, n: u32) -> Result<(), Rejection> {
+        if self.shared.take_now(n) {
+            return Ok(());
+        }
+        Wait::new(&*self.shared, n).await
+    }
+
+    /// Changes the quota at once, without losing anybody who waits. Cells already used stay used, up to a full burst.
+    ///
+    /// A waiter that wants more than the new burst is refused. Costs time in proportion to those who wait; afterwards a
+    /// cell costs a read lock more.
+    ///
+    /// # Errors
+    ///
+    /// As [`RateLimitBuilder::build`]; nothing is changed then.
+    pub fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
+        self.shared.set_quota(quota)
+    }
+
+    /// The quota in force.
+    pub fn quota(&self) -> Quota {
+        self.shared.with_engine(|engine, _| engine.quota())
+    }
+
+    /// What it looks like now.
+    #[must_use]
+    pub fn snapshot(&self) -> RateSnapshot {
+        let line = self.shared.lock();
+        let (waiting, ahead) = (line.len(), line.cells());
+        self.shared.with_engine(|engine, tat| {
+            let (tat, now) = (tat.get(), engine.now());
+            let quota = engine.quota();
+            RateSnapshot {
+                quota,
+                available: if waiting == 0 { engine.available(tat, now) } else { 0 },
+                waiting,
+                next: Duration::from_nanos(engine.turn(tat, now, ahead, 1) - now),
+                full: Duration::from_nanos(engine.turn(tat, now, ahead, quota.burst()) - now),
+            }
+        })
+    }
+
+    /// The name that refusals carry.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.shared.name.as_deref()
+    }
+}
+
+/// The engine and its state at one moment.
+struct AtEngine<'a> {
+    engine: &'a Engine,
+    tat: &'a Tat,
+    now: u64,
+}
+
+impl Cells for AtEngine<'_> {
+    fn take(&mut self, n: u32) -> bool {
+        NonZeroU32::new(n).is_none_or(|n| self.engine.take_n(self.tat, n))
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn most(&self) -> u32 {
+        self.engine.quota().burst()
+    }
+
+    fn turn(&self, ahead: u64, n: u32) -> u64 {
+        self.engine.turn(self.tat.get(), self.now, ahead, n)
+    }
+}
+
+/// How an attempt to join the queue ends.
+enum Joined {
+    Taken,
+    /// With the time until its turn.
+    Waits(Key, u64, Duration),
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_engine<R>(&self, f: impl FnOnce(&Engine, &Tat) -> R) -> R {
+        if self.gate.load(Ordering::Acquire) & CHANGED == 0 {
+            return f(&self.first.0, &self.first.1);
+        }
+        let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
+        let (engine, tat) = changed.as_ref().unwrap_or(&self.first);
+        f(engine, tat)
+    }
+
+    fn with_cells<R>(&self, f: impl FnOnce(&mut AtEngine<'_>) -> R) -> R {
+        self.with_engine(|engine, tat| f(&mut AtEngine { engine, tat, now: engine.now() }))
+    }
+
+    /// Takes `n` cells if they are there and nobody waits.
+    #[inline]
+    fn take_now(&self, n: u32) -> bool {
+        if n == 1 && self.gate.load(Ordering::Acquire) == 0 && self.first.0.take(&self.first.1) {
+            return true;
+        }
+        self.take_slowly(n)
+    }
+
+    fn take_slowly(&self, n: u32) -> bool {
+        let Some(cells) = NonZeroU32::new(n) else { return true };
+        // Again from the gate: the state looked at may have been retired meanwhile.
+        let gate = self.gate.load(Ordering::Acquire);
+        gate & WAITING == 0
+            && (gate & CHANGED != 0 || n > 1)
+            && self.with_engine(|engine, tat| engine.take_n(tat, cells))
+    }
+
+    #[inline]
+    fn try_acquire(&self, n: u32) -> Result<(), Rejection> {
+        if self.take_now(n) { Ok(()) } else { Err(self.refused_now(n)) }
+    }
+
+    #[cold]
+    fn refused_now(&self, n: u32) -> Rejection {
+        let waiting = self.gate.load(Ordering::Acquire) & WAITING != 0;
+        let ahead = if waiting { self.lock().cells() } else { 0 };
+        self.with_cells(|cells| self.refuse(Reason::LimitReached, n, ahead, cells))
+    }
+
+    fn refuse(&self, reason: Reason, n: u32, ahead: u64, cells: &AtEngine<'_>) -> Rejection {
+        if n > cells.most() {
+            return self.reject(Reason::ExceedsCapacity);
+        }
+        // Never zero: that would say "now", which it was not.
+        let wait = (cells.turn(ahead, n) - cells.now).max(1);
+        self.reject(reason).with_retry_after(Duration::from_nanos(wait))
+    }
+
+    fn reject(&self, reason: Reason) -> Rejection {
+        let rejection = Rejection::new(PolicyKind::RateLimit, reason);
+        match &self.name {
+            Some(name) => rejection.with_name(name.clone()),
+            None => rejection,
+        }
+    }
+
+    /// Takes `n` cells or a place in the queue.
+    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection> {
+        let mut line = self.lock();
+        self.with_cells(|cells| {
+            if line.is_empty() && cells.take(n) {
+                return Ok(Joined::Taken);
+            }
+            let ahead = line.cells();
+            let turn = cells.turn(ahead, n);
+            let wait = Duration::from_nanos(turn - cells.now);
+            let reason = if line.len() >= self.queue.max_len {
+                if self.queue.max_len == 0 { Reason::LimitReached } else { Reason::QueueFull }
+            } else if n > cells.most() {
+                Reason::ExceedsCapacity
+            } else if self.queue.max_wait.is_some_and(|longest| wait > longest) {
+                Reason::WaitTooLong
+            } else if !Deadline::fits(wait) {
+                Reason::DeadlineTooClose
+            } else {
+                self.gate.fetch_or(WAITING, Ordering::Release);
+                return Ok(Joined::Waits(line.join(n, turn, waker), turn, wait));
+            };
+            Err(self.refuse(reason, n, ahead, cells))
+        })
+    }
+
+    /// How it stands with `key`, and now.
+    fn poll(&self, key: Key, waker: Waker) -> (Turn, u64) {
+        // Declared before the lock, and so dropped after it is free: wakers are the caller's code.
+        let mut waker = Some(waker);
+        let mut line = self.lock();
+        let polled = self.with_cells(|cells| (line.poll(key, &mut waker, cells), cells.now));
+        self.close(&line);
+        polled
+    }
+
+    fn leave(&self, key: Key) {
+        let mut line = self.lock();
+        let left = self.with_cells(|cells| line.leave(key, cells));
+        self.close(&line);
+        drop(line);
+        if let Some(next) = left.next {
+            next.wake();
+        }
+    }
+
+    /// Lets newcomers through again once nobody waits.
+    fn close(&self, line: &Line) {
+        if line.is_empty() {
+            self.gate.fetch_and(!WAITING, Ordering::Release);
+        }
+    }
+
+    fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
+        let engine = Engine::new(quota, Clock::default())?;
+        let mut wakers = Vec::new();
+        let mut line = self.lock();
+        {
+            let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
+            // First the gate, then the state: who is refused by the retired state finds the gate changed, and waits for the lock.
+            self.gate.fetch_or(CHANGED, Ordering::Release);
+            let (old, tat) = changed.as_ref().unwrap_or(&self.first);
+            let tat = engine.adopt(old, tat.retire());
+            *changed = Some((engine, tat));
+        }
+        self.with_cells(|cells| line.reckon(cells, &mut wakers));
+        drop(line);
+        wakers.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+}

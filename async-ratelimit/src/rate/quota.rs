@@ -1,0 +1,132 @@
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use async_policy::ConfigError;
+
+/// The resolution of tokio's timers: who sleeps wakes at the next whole millisecond.
+pub const TICK: Duration = Duration::from_millis(1);
+
+/// The longest time a full burst may stand for. It keeps all arithmetic on instants within 64 bits of nanoseconds.
+pub const LONGEST_BURST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// How many cells per time, and how many at once: a token bucket that holds `burst` cells and is refilled one cell per
+/// [`interval`](Self::interval).
+///
+/// In any window of length `T` at most `burst + T / interval` cells are granted.
+///
+/// # Default
+///
+/// The burst is the number of cells per period.
+///
+/// # Waiting and small bursts
+///
+/// Timers tick once per millisecond. A limiter that sleeps finds at each tick at most `burst` cells, so at a burst below
+/// `rate * 1 ms` it cannot reach its rate: [`waiting_rate`](Self::waiting_rate) says what it can.
+///
+/// ```
+/// use async_ratelimit::Quota;
+///
+/// let smooth = Quota::per_second(50_000).with_burst(1);
+/// assert_eq!(smooth.waiting_rate(), 1_000.0);
+/// assert_eq!(smooth.with_burst(100).waiting_rate(), 50_000.0);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use = "a quota does nothing by itself"]
+pub struct Quota {
+    cells: u32,
+    period: Duration,
+    burst: Option<u32>,
+}
+
+impl Quota {
+    /// `cells` per `period`. What makes no sense is refused by the limit that is built with it.
+    pub const fn new(cells: u32, period: Duration) -> Self {
+        Self { cells, period, burst: None }
+    }
+
+    /// `cells` per second.
+    pub const fn per_second(cells: u32) -> Self {
+        Self::new(cells, Duration::from_secs(1))
+    }
+
+    /// `cells` per minute.
+    pub const fn per_minute(cells: u32) -> Self {
+        Self::new(cells, Duration::from_secs(60))
+    }
+
+    /// `cells` per hour.
+    pub const fn per_hour(cells: u32) -> Self {
+        Self::new(cells, Duration::from_secs(3600))
+    }
+
+    /// How many cells may be taken at once after a pause.
+    pub const fn with_burst(mut self, burst: u32) -> Self {
+        self.burst = Some(burst);
+        self
+    }
+
+    /// How many cells per [`period`](Self::period).
+    #[must_use]
+    pub const fn cells(&self) -> u32 {
+        self.cells
+    }
+
+    /// The period that [`cells`](Self::cells) are counted over.
+    #[must_use]
+    pub const fn period(&self) -> Duration {
+        self.period
+    }
+
+    /// How many cells may be taken at once after a pause.
+    #[must_use]
+    pub const fn burst(&self) -> u32 {
+        match self.burst {
+            Some(burst) => burst,
+            None => self.cells,
+        }
+    }
+
+    /// The time in which one cell comes back: the period divided by the cells, rounded up to a nanosecond, so that the rate
+    /// is never exceeded.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        if self.cells == 0 {
+            return Duration::MAX;
+        }
+        let nanos = self.period.as_nanos().div_ceil(u128::from(self.cells));
+        u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
+    }
+
+    /// The rate in cells per second that callers who wait can get out of it, given timers that tick once per millisecond.
+    #[must_use]
+    pub fn waiting_rate(&self) -> f64 {
+        let rate = 1e9 / self.interval().as_nanos() as f64;
+        rate.min(f64::from(self.burst()) * 1e9 / TICK.as_nanos() as f64)
+    }
+
+    pub(crate) fn check(&self) -> Result<governor::Quota, ConfigError> {
+        if self.cells == 0 {
+            return Err(ConfigError::new("quota.cells", self.cells, "at least 1"));
+        }
+        if self.period.as_nanos() < u128::from(self.cells) {
+            let value = format!("{} per {:?}", self.cells, self.period);
+            return Err(ConfigError::new("quota.cells", value, "at most one per nanosecond"));
+        }
+        let Some(burst) = NonZeroU32::new(self.burst()) else {
+            return Err(ConfigError::new("quota.burst", 0, "at least 1"));
+        };
+        let interval = self.interval();
+        if interval.checked_mul(burst.get()).is_none_or(|full| full > LONGEST_BURST) {
+            let value = format!("{burst} cells of {interval:?} each");
+            return Err(ConfigError::new(
+                "quota.burst",
+                value,
+                format_args!("at most {LONGEST_BURST:?} worth"),
+            ));
+        }
+        match governor::Quota::with_period(interval) {
+            Some(quota) => Ok(quota.allow_burst(burst)),
+            None => Err(ConfigError::new("quota.period", format_args!("{:?}", self.period), "above zero")),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_policy::PolicyError;
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::wait::Wait;
+use super::{RateLimit, Shared};
+
+/// [`RateLimit`] as a tower layer: all services it makes share the one limit.
+#[derive(Clone, Debug)]
+pub struct RateLimitLayer {
+    limit: RateLimit,
+}
+
+impl RateLimitLayer {
+    /// Puts `limit` in front of each call of a service.
+    #[must_use]
+    pub const fn new(limit: RateLimit) -> Self {
+        Self { limit }
+    }
+}
+
+impl<S> Layer<S> for RateLimitLayer {
+    type Service = RateLimitService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RateLimitService::new(inner, self.limit.clone())
+    }
+}
+
+/// [`RateLimit`] in front of a tower service.
+///
+/// The cell is taken in the response future, waiting for it where the queue allows: a cell taken by `poll_ready` could not
+/// be given back. The inner service that was polled ready waits with it, and is dropped with a refusal; `poll_ready` is the
+/// inner service's.
+#[derive(Clone, Debug)]
+pub struct RateLimitService<S> {
+    inner: S,
+    limit: RateLimit,
+}
+
+impl<S> RateLimitService<S> {
+    /// Puts `limit` in front of `inner`.
+    pub const fn new(inner: S, limit: RateLimit) -> Self {
+        Self { inner, limit }
+    }
+}
+
+impl<S, R> Service<R> for RateLimitService<S>
+where
+    S: Service<R> + Clone,
+    S::Error: PolicyError,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = RateLimitFuture<S, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        // The one that was polled ready is the one to call.
+        let clone = self.inner.clone();
+        let ready = std::mem::replace(&mut self.inner, clone);
+        let wait = Wait::new(Arc::clone(&self.limit.shared), 1);
+        RateLimitFuture { state: State::Waiting { wait, ready: Some((ready, request)) } }
+    }
+}
+
+pin_project! {
+    /// A response under a [`RateLimit`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it gives up its place in the queue, or drops the inner response; a cell once taken stays taken.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct RateLimitFuture<S: Service<R>, R> {
+        #[pin]
+        state: State<S, R>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S: Service<R>, R> {
+        Waiting { #[pin] wait: Wait<Arc<Shared>>, ready: Option<(S, R)> },
+        Running { #[pin] future: S::Future },
+    }
+}
+
+impl<S: Service<R>, R> std::fmt::Debug for RateLimitFuture<S, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RateLimitFuture").finish_non_exhaustive()
+    }
+}
+
+impl<S, R> Future for RateLimitFuture<S, R>
+where
+    S: Service<R>,
+    S::Error: PolicyError,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let running = match this.state.as_mut().project() {
+                StateProj::Running { future } => return future.poll(cx),
+                StateProj::Waiting { wait, ready } => {
+                    ready!(wait.poll(cx)).map_err(S::Error::from_rejection)?;
+                    let (mut service, request) = ready.take().expect("not polled after it was ready");
+                    service.call(request)
+                }
+            };
+            this.state.set(State::Running { future: running });
+        }
+    }
+}

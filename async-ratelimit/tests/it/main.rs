@@ -1,0 +1,19 @@
+//! The public API under paused time.
+
+mod concurrency;
+mod rate;
+#[cfg(feature = "tower")]
+mod tower;
+
+use std::time::Duration;
+
+pub(crate) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Lets everything run that can run now.
+pub(crate) async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}

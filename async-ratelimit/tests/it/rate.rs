@@ -1,0 +1,259 @@
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_policy::testing::drop_at_every_await;
+use async_policy::{Deadline, Timeout};
+use async_ratelimit::{Failure, Guard, Policy, Quota, RateLimit, Reason, Rejection};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, advance, sleep};
+
+use crate::{ms, settle};
+
+/// One cell per 100 ms.
+fn slow(burst: u32) -> RateLimit {
+    RateLimit::builder(Quota::per_second(10).with_burst(burst)).with_queue(1_000, None).build().unwrap()
+}
+
+fn reason<T: std::fmt::Debug>(result: Result<T, Rejection>) -> Reason {
+    result.unwrap_err().reason()
+}
+
+type Seen = Arc<Mutex<Vec<(u32, u128)>>>;
+
+fn waiter(limit: &RateLimit, id: u32, n: u32, seen: &Seen, started: Instant) -> JoinHandle<()> {
+    let (limit, seen) = (limit.clone(), Arc::clone(seen));
+    tokio::spawn(async move {
+        limit.acquire_many(n).await.unwrap();
+        seen.lock().unwrap().push((id, started.elapsed().as_millis()));
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_goes_at_once_and_then_a_cell_per_interval() {
+    let limit = RateLimit::builder(Quota::per_second(10).with_burst(3)).with_name("api").build().unwrap();
+    for _ in 0..3 {
+        limit.try_acquire().unwrap();
+    }
+    let refused = limit.acquire().await.unwrap_err();
+    assert_eq!(refused.to_string(), "rate limit `api` refused: limit reached (retry after 100ms)");
+    advance(ms(99)).await;
+    assert_eq!(limit.try_acquire().unwrap_err().retry_after(), Some(ms(1)));
+    advance(ms(1)).await;
+    limit.try_acquire().unwrap();
+    assert_eq!(limit.try_acquire().unwrap_err().retry_after(), Some(ms(100)));
+    advance(Duration::from_secs(3600)).await;
+    assert_eq!(limit.snapshot().available, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_cells_at_once_or_none() {
+    let limit = slow(5);
+    limit.try_acquire_many(4).unwrap();
+    let refused = limit.try_acquire_many(3).unwrap_err();
+    assert_eq!((refused.reason(), refused.retry_after()), (Reason::LimitReached, Some(ms(200))));
+    assert_eq!(limit.snapshot().available, 1);
+    limit.try_acquire_many(0).unwrap();
+    limit.try_acquire_many(1).unwrap();
+    assert_eq!(reason(limit.try_acquire_many(1)), Reason::LimitReached);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_the_burst_is_refused_and_changes_nothing() {
+    let limit = slow(5);
+    assert_eq!(reason(limit.try_acquire_many(6)), Reason::ExceedsCapacity);
+    assert_eq!(reason(limit.acquire_many(u32::MAX).await), Reason::ExceedsCapacity);
+    assert_eq!(limit.snapshot().available, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_are_granted_in_the_order_they_came_each_at_its_time() {
+    let limit = slow(1);
+    let (seen, started) = (Seen::default(), Instant::now());
+    let mut tasks = Vec::new();
+    for id in 0..20 {
+        tasks.push(waiter(&limit, id, 1, &seen, started));
+        settle().await;
+    }
+    assert_eq!(limit.snapshot().waiting, 19);
+    // 19 of them wait for a cell each; a newcomer comes after them, and is told so.
+    assert_eq!(limit.try_acquire().unwrap_err().retry_after(), Some(ms(2000)));
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let expected: Vec<_> = (0..20).map(|id| (id, u128::from(id) * 100)).collect();
+    assert_eq!(*seen.lock().unwrap(), expected);
+    assert_eq!(limit.snapshot().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_never_passes_one_who_waits_for_many() {
+    let limit = slow(4);
+    limit.try_acquire_many(4).unwrap();
+    let (seen, started) = (Seen::default(), Instant::now());
+    let many = waiter(&limit, 0, 4, &seen, started);
+    settle().await;
+    sleep(ms(300)).await;
+    // Three cells are there, but they are spoken for.
+    assert_eq!(limit.try_acquire().unwrap_err().retry_after(), Some(ms(200)));
+    let one = waiter(&limit, 1, 1, &seen, started);
+    many.await.unwrap();
+    one.await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [(0, 400), (1, 500)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_leaves_its_cell_to_those_behind() {
+    let limit = slow(1);
+    let (seen, started) = (Seen::default(), Instant::now());
+    let mut tasks = Vec::new();
+    for id in 0..8 {
+        tasks.push(waiter(&limit, id, 1, &seen, started));
+        settle().await;
+    }
+    sleep(ms(150)).await;
+    // The front, and one in the middle.
+    tasks[2].abort();
+    tasks[4].abort();
+    for (id, task) in tasks.into_iter().enumerate() {
+        assert_eq!(task.await.is_ok(), id != 2 && id != 4);
+    }
+    assert_eq!(*seen.lock().unwrap(), [(0, 0), (1, 100), (3, 200), (5, 300), (6, 400), (7, 500)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_does_not_fit_is_refused_at_once_with_the_time_of_the_queue_ahead() {
+    let limit =
+        RateLimit::builder(Quota::per_second(10).with_burst(1)).with_queue(5, ms(250)).build().unwrap();
+    limit.try_acquire().unwrap();
+    let started = Instant::now();
+    let (first, second, third) = tokio::join!(limit.acquire(), limit.acquire(), limit.acquire());
+    assert!(first.is_ok() && second.is_ok());
+    let third = third.unwrap_err();
+    assert_eq!((third.reason(), third.retry_after()), (Reason::WaitTooLong, Some(ms(300))));
+    assert_eq!(started.elapsed(), ms(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_at_once() {
+    let limit = RateLimit::builder(Quota::per_second(10).with_burst(1)).with_queue(1, None).build().unwrap();
+    limit.try_acquire().unwrap();
+    let (first, second) = tokio::join!(limit.acquire(), limit.acquire());
+    assert!(first.is_ok());
+    let second = second.unwrap_err();
+    assert_eq!((second.reason(), second.retry_after()), (Reason::QueueFull, Some(ms(200))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_shorter_than_the_wait_fails_at_once() {
+    let limit = slow(1);
+    limit.try_acquire().unwrap();
+    let started = Instant::now();
+    let call = limit.call(async || Ok::<_, ()>(()));
+    let failure = Timeout::from_millis(100).run(call).await.unwrap_err();
+    let Failure::Rejected(rejection) = failure else { panic!("{failure:?}") };
+    assert_eq!((rejection.reason(), rejection.retry_after()), (Reason::DeadlineTooClose, Some(ms(100))));
+    assert_eq!(started.elapsed(), ms(0));
+    assert!(Deadline::after(ms(102)).unwrap().scope(limit.acquire()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_at_every_await_it_takes_no_cell_and_leaves_no_place() {
+    let limit = slow(1);
+    let mut taken = 0;
+    let points = drop_at_every_await(
+        || {
+            taken += u32::from(limit.try_acquire().is_ok());
+            limit.acquire()
+        },
+        async |point| {
+            assert_eq!(limit.snapshot().waiting, 0);
+            // One taken by the maker, and one by the wait if it came to its end.
+            sleep(ms(if point.is_none() { 200 } else { 100 })).await;
+            assert_eq!(limit.snapshot().available, 1, "{point:?}");
+        },
+    )
+    .await;
+    assert_eq!(points, 1);
+    assert_eq!(taken, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_made_faster_or_slower_loses_nobody() {
+    let limit = slow(1);
+    let (seen, started) = (Seen::default(), Instant::now());
+    let mut tasks = Vec::new();
+    for id in 0..10 {
+        tasks.push(waiter(&limit, id, 1, &seen, started));
+        settle().await;
+    }
+    sleep(ms(50)).await;
+    // Half a cell has come back: half is missing, at one per 20 ms.
+    limit.set_quota(Quota::per_second(50).with_burst(1)).unwrap();
+    sleep(ms(60)).await;
+    assert_eq!(*seen.lock().unwrap(), [(0, 0), (1, 60), (2, 80), (3, 100)]);
+    limit.set_quota(Quota::per_second(1).with_burst(1)).unwrap();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.iter().map(|(id, _)| *id).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+    assert_eq!(seen[4..6], [(4, 610), (5, 1610)]);
+    assert_eq!(limit.quota(), Quota::per_second(1).with_burst(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_for_more_than_a_lowered_burst_is_told_at_once() {
+    let limit = slow(5);
+    limit.try_acquire_many(5).unwrap();
+    let task = tokio::spawn({
+        let limit = limit.clone();
+        async move { (reason(limit.acquire_many(4).await), Instant::now()) }
+    });
+    settle().await;
+    let now = Instant::now();
+    limit.set_quota(Quota::per_second(10).with_burst(2)).unwrap();
+    assert_eq!(task.await.unwrap(), (Reason::ExceedsCapacity, now));
+}
+
+#[tokio::test(start_paused = true)]
+async fn used_cells_stay_used_over_a_change_of_quota() {
+    let limit = slow(10);
+    limit.try_acquire_many(4).unwrap();
+    limit.set_quota(Quota::per_second(1).with_burst(10)).unwrap();
+    assert_eq!(limit.snapshot().available, 6);
+    // A debt is at most one full burst of the new quota.
+    limit.set_quota(Quota::per_hour(1).with_burst(2)).unwrap();
+    assert_eq!(limit.snapshot().full, Duration::from_secs(7200));
+    limit.set_quota(Quota::per_second(10).with_burst(10)).unwrap();
+    assert_eq!(limit.snapshot().available, 8);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_name() {
+    let field = |quota: Quota| RateLimit::builder(quota).build().unwrap_err().to_string();
+    assert_eq!(field(Quota::per_second(0)), "invalid `quota.cells`: 0; expected at least 1");
+    assert_eq!(
+        field(Quota::new(50, Duration::from_nanos(49))),
+        "invalid `quota.cells`: 50 per 49ns; expected at most one per nanosecond"
+    );
+    assert_eq!(
+        field(Quota::new(1, Duration::ZERO)),
+        "invalid `quota.cells`: 1 per 0ns; expected at most one per nanosecond"
+    );
+    assert_eq!(field(Quota::per_second(10).with_burst(0)), "invalid `quota.burst`: 0; expected at least 1");
+    assert_eq!(
+        field(Quota::per_hour(1).with_burst(u32::MAX)),
+        "invalid `quota.burst`: 4294967295 cells of 3600s each; expected at most 3153600000s worth"
+    );
+    assert!(field(Quota::new(1, Duration::MAX)).starts_with("invalid `quota.burst`"));
+    let limit = slow(1);
+    assert_eq!(limit.set_quota(Quota::per_second(0)).unwrap_err().field(), "quota.cells");
+    assert_eq!(limit.quota(), Quota::per_second(10).with_burst(1));
+}
+
+#[test]
+fn a_rate_that_does_not_divide_is_rounded_down_never_up() {
+    assert_eq!(Quota::per_second(3).interval(), Duration::from_nanos(333_333_334));
+    assert_eq!(Quota::per_second(600_000_000).interval(), Duration::from_nanos(2));
+    assert_eq!(Quota::per_second(10).burst(), 10);
+}
