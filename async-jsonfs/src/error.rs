@@ -68,6 +68,10 @@ pub enum ErrorKind {
     },
     /// The value to write cannot be put into JSON.
     Serialize(String),
+    /// The change cannot stand beside what else the file holds: read back, it would not be of the type any more. Why not.
+    Unmergeable(String),
+    /// The patch (RFC 6902) does not fit the file: which operation, and why.
+    Patch(String),
     /// A policy or a lock refused: nothing was started.
     Rejected(Rejection),
     /// A time-out gave up: it may have run.
@@ -168,6 +172,10 @@ impl fmt::Display for Error {
             ErrorKind::Encoding(name) => write!(f, "is {name}; JSON files are UTF-8")?,
             ErrorKind::TooLarge { limit, found } => write!(f, "has {found} bytes, and {limit} are allowed")?,
             ErrorKind::Serialize(message) => write!(f, "the value cannot be written as JSON: {message}")?,
+            ErrorKind::Unmergeable(why) => {
+                write!(f, "the change cannot stand beside what else the file holds: {why}")?;
+            }
+            ErrorKind::Patch(why) => write!(f, "the patch does not fit: {why}")?,
             ErrorKind::Rejected(_) => f.write_str("not started")?,
             ErrorKind::TimedOut(_) => f.write_str("timed out")?,
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::carry;
 use crate::error::{Error, Fault, Outcome, Step};
 use crate::exclusive::{self, Held};
 use crate::ops::{Meta, Ops, System};
@@ -108,6 +109,12 @@ impl JsonFile {
         self
     }
 
+    /// Has updates write the whole value as it is, and forget what else was in the file.
+    pub fn with_rewrite(mut self) -> Self {
+        self.options.rewrite = true;
+        self
+    }
+
     /// The path it was made with.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -181,6 +188,10 @@ impl JsonFile {
 
     /// Reads the file, lets the closure change it, and writes it back, while no other call and no other process writes.
     ///
+    /// Nothing else in the file changes: keys that `T` does not know, the order of keys, how numbers and white space are written. What
+    /// is compared is `T` as JSON before and after the closure, objects key by key; a changed array is replaced whole. (With
+    /// [`with_rewrite`](Self::with_rewrite) the file becomes `T` and nothing else.)
+    ///
     /// # Errors
     ///
     /// As [`load`](Self::load) and [`save`](Self::save).
@@ -230,16 +241,70 @@ impl JsonFile {
         let changed = self.exclusive(move |held| {
             let (raw, meta) = held.read()?;
             let mut value: T = parse(&raw)?;
+            let before = print(&value, held.options.format)?;
             match change(&mut value) {
                 Err(no) => Ok(Err(no)),
                 Ok(yes) => {
-                    let bytes = print(&value, held.options.format)?;
+                    let after = print(&value, held.options.format)?;
                     drop(value);
+                    let bytes = carry::carry_over::<T>(&raw, &before, after, held.options)?;
                     held.put(&bytes, Some(meta), Some(&raw)).map(|_| Ok(yes))
                 }
             }
         });
         changed.await.map_err(UpdateError::File)?.map_err(UpdateError::Closure)
+    }
+
+    /// Merges a patch into the file ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): objects member by member, `null` removes
+    /// a member, anything else takes the place of what was there. What the patch does not name stays as it was, byte by byte.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("config.json");
+    /// # std::fs::write(&path, "{ \"port\": 80, \"ratio\": 1.50, \"host\": \"a\" }")?;
+    /// async_jsonfs::merge(&path, serde_json::json!({"port": 8080, "host": null})).await?;
+    /// assert_eq!(std::fs::read_to_string(&path)?, "{ \"port\": 8080, \"ratio\": 1.50 }");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load) and [`save`](Self::save).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`save`](Self::save).
+    pub async fn merge<P: Serialize + Send + 'static>(&self, patch: P) -> Result<Saved, Error> {
+        self.exclusive(move |held| {
+            let patch = print(&patch, Format::Compact)?;
+            let (raw, meta) = held.read()?;
+            let bytes = carry::merge(&raw, &patch)?;
+            held.put(&bytes, Some(meta), Some(&raw))
+        })
+        .await
+    }
+
+    /// Applies a patch to the file ([RFC 6902](https://www.rfc-editor.org/rfc/rfc6902)): all of its operations or none. What it
+    /// does not touch stays as it was, as with [`update`](Self::update).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Patch`](crate::ErrorKind::Patch) where an operation does not fit or a `test` fails; else as [`load`](Self::load)
+    /// and [`save`](Self::save).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`save`](Self::save).
+    #[cfg(feature = "patch")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "patch")))]
+    pub async fn patch(&self, patch: json_patch::Patch) -> Result<Saved, Error> {
+        self.exclusive(move |held| {
+            let (raw, meta) = held.read()?;
+            let bytes = carry::patch(&raw, &patch)?;
+            held.put(&bytes, Some(meta), Some(&raw))
+        })
+        .await
     }
 
     async fn exclusive<R: Send + 'static>(
@@ -336,4 +401,32 @@ where
     R: Send + 'static,
 {
     JsonFile::new(path.as_ref()).update(change).await
+}
+
+/// Merges a patch (RFC 7396) into a JSON file: [`JsonFile::merge`] with the defaults.
+///
+/// # Errors
+///
+/// As [`JsonFile::merge`].
+///
+/// # Cancel safety
+///
+/// As [`JsonFile::merge`].
+pub async fn merge<P: Serialize + Send + 'static>(path: impl AsRef<Path>, patch: P) -> Result<Saved, Error> {
+    JsonFile::new(path.as_ref()).merge(patch).await
+}
+
+/// Applies a patch (RFC 6902) to a JSON file: [`JsonFile::patch`] with the defaults.
+///
+/// # Errors
+///
+/// As [`JsonFile::patch`].
+///
+/// # Cancel safety
+///
+/// As [`JsonFile::patch`].
+#[cfg(feature = "patch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "patch")))]
+pub async fn patch(path: impl AsRef<Path>, patch: json_patch::Patch) -> Result<Saved, Error> {
+    JsonFile::new(path.as_ref()).patch(patch).await
 }

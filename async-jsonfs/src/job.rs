@@ -24,7 +24,7 @@ impl Drop for Abandon {
 
 /// The refusal of this crate's locks and stores.
 pub(crate) fn refusal(reason: Reason) -> Rejection {
-    Rejection::new(PolicyKind::Other("json file"), reason)
+    Rejection::new(PolicyKind::File, reason)
 }
 
 /// Runs `work` on the blocking pool. A panic in it goes on in the caller.

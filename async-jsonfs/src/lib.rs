@@ -1,12 +1,15 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod carry;
+mod document;
 mod error;
 mod exclusive;
 mod file;
 mod job;
 mod locate;
 mod lock;
+mod merge;
 mod ops;
 mod options;
 mod parse;
@@ -14,6 +17,8 @@ mod replace;
 mod target;
 
 pub use error::{Error, ErrorKind, Location, Outcome};
-pub use file::{JsonFile, Saved, UpdateError, load, save, update};
+#[cfg(feature = "patch")]
+pub use file::patch;
+pub use file::{JsonFile, Saved, UpdateError, load, merge, save, update};
 pub use job::DropElsewhere;
 pub use options::{DEFAULT_MAX_BYTES, Durability, Format, ReadOnly, Symlinks};

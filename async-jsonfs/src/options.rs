@@ -53,6 +53,7 @@ pub(crate) struct Options {
     pub(crate) create_parents: bool,
     pub(crate) mode: Option<u32>,
     pub(crate) processes: bool,
+    pub(crate) rewrite: bool,
 }
 
 /// Files beyond this are refused unless a higher limit was set: 256 MiB.
@@ -69,6 +70,7 @@ impl Default for Options {
             create_parents: false,
             mode: None,
             processes: true,
+            rewrite: false,
         }
     }
 }

@@ -16,8 +16,14 @@ pub(crate) fn without_bom(bytes: &[u8]) -> &[u8] {
 }
 
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
-    let text = without_bom(bytes);
-    serde_json::from_slice(text).map_err(|error| explain(bytes, &error))
+    // Checked at once it is cheaper than string by string, and what `T` skips is checked too.
+    match std::str::from_utf8(without_bom(bytes)) {
+        Ok(text) => serde_json::from_str(text).map_err(|error| explain(bytes, &error)),
+        Err(_) => {
+            let name = locate::foreign_encoding(bytes).unwrap_or("not UTF-8");
+            Err(ErrorKind::Encoding(name).into())
+        }
+    }
 }
 
 #[cold]

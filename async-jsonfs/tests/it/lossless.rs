@@ -1,0 +1,245 @@
+use std::fs;
+
+use async_jsonfs::{ErrorKind, JsonFile, Saved, merge, update};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+async fn merged(target: &str, patch: Value) -> String {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, target).unwrap();
+    merge(&path, patch).await.unwrap();
+    fs::read_to_string(&path).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc_7396_appendix_a() {
+    let cases = [
+        (r#"{"a":"b"}"#, json!({"a":"c"}), r#"{"a":"c"}"#),
+        (r#"{"a":"b"}"#, json!({"b":"c"}), r#"{"a":"b","b":"c"}"#),
+        (r#"{"a":"b"}"#, json!({"a":null}), r"{}"),
+        (r#"{"a":"b","b":"c"}"#, json!({"a":null}), r#"{"b":"c"}"#),
+        (r#"{"a":["b"]}"#, json!({"a":"c"}), r#"{"a":"c"}"#),
+        (r#"{"a":"c"}"#, json!({"a":["b"]}), r#"{"a":["b"]}"#),
+        (r#"{"a":{"b":"c"}}"#, json!({"a":{"b":"d","c":null}}), r#"{"a":{"b":"d"}}"#),
+        (r#"{"a":[{"b":"c"}]}"#, json!({"a":[1]}), r#"{"a":[1]}"#),
+        (r#"["a","b"]"#, json!(["c", "d"]), r#"["c","d"]"#),
+        (r#"{"a":"b"}"#, json!(["c"]), r#"["c"]"#),
+        (r#"{"a":"foo"}"#, json!(null), r"null"),
+        (r#"{"a":"foo"}"#, json!("bar"), r#""bar""#),
+        (r#"{"e":null}"#, json!({"a":1}), r#"{"e":null,"a":1}"#),
+        (r"[1,2]", json!({"a":"b","c":null}), r#"{"a":"b"}"#),
+        (r"{}", json!({"a":{"bb":{"ccc":null}}}), r#"{"a":{"bb":{}}}"#),
+    ];
+    for (target, patch, result) in cases {
+        let got: Value = serde_json::from_str(&merged(target, patch.clone()).await).unwrap();
+        assert_eq!(got, serde_json::from_str::<Value>(result).unwrap(), "{target} + {patch}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_patch_does_not_name_stays_byte_by_byte() {
+    let target = "{\r\n\t\"z\" : 1.500e+00,\r\n\t\"big\": 123456789012345678901234567890,\r\n\t\"sub\": { \"x\":[1 ,2], \"y\": 1 },\r\n\t\"gone\": 1,\r\n\t\"a\": \"\\u0041\"\r\n}\r\n\r\n";
+    let got =
+        merged(target, json!({"sub": {"y": 2, "n": {"k": [1]}}, "gone": null, "new": {"k": [1, {}]}})).await;
+    let expected = "{\r\n\t\"z\" : 1.500e+00,\r\n\t\"big\": 123456789012345678901234567890,\r\n\t\"sub\": { \"x\":[1 ,2], \"y\": 2, \"n\": {\"k\": [1]} },\r\n\t\"a\": \"\\u0041\",\r\n\t\"new\": {\r\n\t\t\"k\": [\r\n\t\t\t1,\r\n\t\t\t{}\r\n\t\t]\r\n\t}\r\n}\r\n\r\n";
+    assert_eq!(got, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_go_and_come_with_their_commas() {
+    let cases = [
+        ("{\"a\": 1, \"b\": 2, \"c\": 3}", json!({"a": null, "b": null}), "{\"c\": 3}"),
+        ("{\"a\": 1, \"b\": 2, \"c\": 3}", json!({"b": null, "c": null}), "{\"a\": 1}"),
+        ("{\"a\": 1, \"b\": 2, \"c\": 3}", json!({"b": null, "c": null, "d": 4}), "{\"a\": 1, \"d\": 4}"),
+        ("{ \"a\": 1 }", json!({"a": null}), "{}"),
+        ("{\n  \"a\": 1\n}", json!({"a": null, "b": 2}), "{\n  \"b\": 2\n}"),
+        ("{\n  \"a\": {}\n}", json!({"a": {"b": 2}}), "{\n  \"a\": {\n    \"b\": 2\n  }\n}"),
+        ("{}\n", json!({"a": [], "b": {"c": 1}}), "{\n  \"a\": [],\n  \"b\": {\n    \"c\": 1\n  }\n}\n"),
+        ("{\"a\":1}", json!({"b": {"c": [1, 2]}}), "{\"a\":1,\"b\":{\"c\":[1,2]}}"),
+        ("{\"a\": 1, \"a\": 2, \"b\": 3}", json!({"a": null}), "{\"b\": 3}"),
+        ("{\"a\": 1, \"\\u0061\": 2}", json!({"a": 3}), "{\"a\": 1, \"\\u0061\": 3}"),
+        ("{\"a\": \"}]{[,:\\\"\", \"b\": 2}", json!({"b": null}), "{\"a\": \"}]{[,:\\\"\"}"),
+    ];
+    for (target, patch, expected) in cases {
+        assert_eq!(merged(target, patch.clone()).await, expected, "{target} + {patch}");
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Config {
+    name: String,
+    #[serde(alias = "colour", default, skip_serializing_if = "Option::is_none")]
+    color: Option<String>,
+    #[serde(default)]
+    limit: u64,
+    server: Server,
+    tags: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Server {
+    port: u16,
+}
+
+const CONFIG: &str = "\u{feff}{\n    \"tags\": [\"a\"],\n    \"server\": {\n        \"tls\": 1.0,\n        \"port\": 80\n    },\n    \"unknown\": {\"kept\": 1e2},\n    \"name\": \"n\"\n}";
+
+async fn updated(
+    content: &str,
+    change: impl FnOnce(&mut Config) + Send + 'static,
+) -> Result<String, async_jsonfs::Error> {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, content).unwrap();
+    let done = update(&path, change).await;
+    let now = fs::read_to_string(&path).unwrap();
+    if done.is_err() {
+        assert_eq!(now, content);
+    }
+    done.map(|()| now)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_keeps_what_the_type_does_not_know() {
+    assert_eq!(updated(CONFIG, |_| ()).await.unwrap(), CONFIG);
+    let got = updated(CONFIG, |config| {
+        config.server.port = 81;
+        config.tags.push("b".to_owned());
+        config.color = Some("red".to_owned());
+    });
+    let expected = CONFIG
+        .replace("\"port\": 80", "\"port\": 81")
+        .replace("[\"a\"]", "[\"a\", \"b\"]")
+        .replace("\"name\": \"n\"", "\"name\": \"n\",\n    \"color\": \"red\"");
+    assert_eq!(got.await.unwrap(), expected);
+    // A default that was not written is not written now either, until it changes.
+    let got = updated(CONFIG, |config| config.limit = 9).await.unwrap();
+    assert_eq!(got, CONFIG.replace("\"name\": \"n\"", "\"name\": \"n\",\n    \"limit\": 9"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_could_not_be_read_back_is_refused() {
+    let aliased = CONFIG.replace("\"unknown\"", "\"colour\": \"red\", \"unknown\"");
+    let error = updated(&aliased, |config| config.color = Some("blue".to_owned())).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unmergeable(_)), "{error}");
+    assert!(error.to_string().contains("duplicate field `color`"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rewrite_keeps_nothing_else() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, CONFIG).unwrap();
+    JsonFile::new(&path).with_rewrite().update(|config: &mut Config| config.limit = 9).await.unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("unknown") && text.starts_with("{\n  \"name\""), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn merging_what_is_there_already_writes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, "{\"a\" :1}").unwrap();
+    assert_eq!(merge(&path, json!({"a": 1, "b": null})).await.unwrap(), Saved::Unchanged);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\" :1}");
+    fs::write(&path, "{\"a\" :1").unwrap();
+    assert!(matches!(merge(&path, json!({"a": 2})).await.unwrap_err().kind(), ErrorKind::Syntax(_)));
+}
+
+#[cfg(feature = "patch")]
+#[tokio::test(start_paused = true)]
+async fn rfc_6902_appendix_a() {
+    use async_jsonfs::patch;
+
+    // (document, patch, result); no result: refused, and the file untouched.
+    let cases = [
+        (
+            json!({"foo":"bar"}),
+            json!([{"op":"add","path":"/baz","value":"qux"}]),
+            Some(json!({"baz":"qux","foo":"bar"})),
+        ),
+        (
+            json!({"foo":["bar","baz"]}),
+            json!([{"op":"add","path":"/foo/1","value":"qux"}]),
+            Some(json!({"foo":["bar","qux","baz"]})),
+        ),
+        (
+            json!({"baz":"qux","foo":"bar"}),
+            json!([{"op":"remove","path":"/baz"}]),
+            Some(json!({"foo":"bar"})),
+        ),
+        (
+            json!({"foo":["bar","qux","baz"]}),
+            json!([{"op":"remove","path":"/foo/1"}]),
+            Some(json!({"foo":["bar","baz"]})),
+        ),
+        (
+            json!({"baz":"qux","foo":"bar"}),
+            json!([{"op":"replace","path":"/baz","value":"boo"}]),
+            Some(json!({"baz":"boo","foo":"bar"})),
+        ),
+        (
+            json!({"foo":{"bar":"baz","waldo":"fred"},"qux":{"corge":"grault"}}),
+            json!([{"op":"move","from":"/foo/waldo","path":"/qux/thud"}]),
+            Some(json!({"foo":{"bar":"baz"},"qux":{"corge":"grault","thud":"fred"}})),
+        ),
+        (
+            json!({"foo":["all","grass","cows","eat"]}),
+            json!([{"op":"move","from":"/foo/1","path":"/foo/3"}]),
+            Some(json!({"foo":["all","cows","eat","grass"]})),
+        ),
+        (
+            json!({"baz":"qux","foo":["a",2,"c"]}),
+            json!([{"op":"test","path":"/baz","value":"qux"},{"op":"test","path":"/foo/1","value":2}]),
+            Some(json!({"baz":"qux","foo":["a",2,"c"]})),
+        ),
+        (json!({"baz":"qux"}), json!([{"op":"test","path":"/baz","value":"bar"}]), None),
+        (
+            json!({"foo":"bar"}),
+            json!([{"op":"add","path":"/child","value":{"grandchild":{}}}]),
+            Some(json!({"foo":"bar","child":{"grandchild":{}}})),
+        ),
+        (json!({"foo":"bar"}), json!([{"op":"add","path":"/baz/bat","value":"qux"}]), None),
+        (
+            json!({"/":9,"~1":10}),
+            json!([{"op":"test","path":"/~01","value":10}]),
+            Some(json!({"/":9,"~1":10})),
+        ),
+        (json!({"/":9,"~1":10}), json!([{"op":"test","path":"/~01","value":"10"}]), None),
+        (
+            json!({"foo":["bar"]}),
+            json!([{"op":"add","path":"/foo/-","value":["abc","def"]}]),
+            Some(json!({"foo":["bar",["abc","def"]]})),
+        ),
+        // All or nothing.
+        (json!({"a":1}), json!([{"op":"replace","path":"/a","value":2},{"op":"remove","path":"/b"}]), None),
+    ];
+    for (document, operations, expected) in cases {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.json");
+        fs::write(&path, document.to_string()).unwrap();
+        let done = patch(&path, serde_json::from_value(operations.clone()).unwrap()).await;
+        let now: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        match expected {
+            Some(expected) => {
+                done.unwrap();
+                assert_eq!(now, expected, "{document} + {operations}");
+            }
+            None => {
+                assert!(matches!(done.unwrap_err().kind(), ErrorKind::Patch(_)));
+                assert_eq!(now, document);
+            }
+        }
+    }
+    // Outside of what changes, text stays text.
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, "{\"n\": 1.0e0, \"m\": 12345678901234567890123, \"a\": 1}").unwrap();
+    let operations = json!([{"op": "replace", "path": "/a", "value": 2}]);
+    patch(&path, serde_json::from_value(operations).unwrap()).await.unwrap();
+    assert_eq!(
+        fs::read_to_string(&path).unwrap(),
+        "{\"n\": 1.0e0, \"m\": 12345678901234567890123, \"a\": 2}"
+    );
+}
