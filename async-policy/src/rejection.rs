@@ -135,6 +135,22 @@ pub enum Reason {
     Custom,
 }
 
+impl Reason {
+    /// Whether the same call may be let in later, though nobody can say when: a retry may then wait its own backoff.
+    #[must_use]
+    pub const fn may_pass(self) -> bool {
+        match self {
+            Self::CircuitOpen
+            | Self::ProbesTaken
+            | Self::LimitReached
+            | Self::QueueFull
+            | Self::WaitTooLong
+            | Self::Custom => true,
+            Self::DeadlineTooClose | Self::ExceedsCapacity | Self::BudgetSpent | Self::ShutDown => false,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -58,6 +58,7 @@ impl Config {
             }
             Outcome::Refused(rejection) => match rejection.retry_after() {
                 Some(wait) if self.wait_for_refusals && wait <= self.backoff.cap() => Some(wait),
+                None if self.wait_for_refusals && rejection.reason().may_pass() => None,
                 _ => return Next::Stop(StopReason::Refused),
             },
         };

@@ -87,7 +87,8 @@ async fn a_delay_that_cannot_fit_the_deadline_is_not_slept() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_waited_for_if_it_says_how_long_and_an_earlier_answer_stands_over_it() {
     let refusal = |wait: Option<u64>| {
-        let refusal = Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen);
+        let reason = if wait.is_some() { Reason::CircuitOpen } else { Reason::ShutDown };
+        let refusal = Rejection::new(PolicyKind::CircuitBreaker, reason);
         Failure::Rejected(
             wait.map_or(refusal.clone(), |wait| refusal.with_retry_after(Duration::from_millis(wait))),
         )
