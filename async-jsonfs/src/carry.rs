@@ -23,7 +23,7 @@ pub(crate) fn carry_over<T: DeserializeOwned>(
         Some(text) => {
             let bytes = with_bom_of(raw, text);
             // A key under an alias, an unknown key that makes another variant match: better said than written.
-            match parse::<T>(&bytes) {
+            match parse::<T>(&bytes, options) {
                 Ok(_) => Ok(bytes),
                 Err(fault) => Err(ErrorKind::Unmergeable(match fault.kind {
                     ErrorKind::Syntax(location) | ErrorKind::Mismatch(location) => {
@@ -38,8 +38,8 @@ pub(crate) fn carry_over<T: DeserializeOwned>(
 }
 
 /// The file's content with a patch of RFC 7396 merged in.
-pub(crate) fn merge(raw: &[u8], patch: &[u8]) -> Result<Vec<u8>, Fault> {
-    parse::<IgnoredAny>(raw)?;
+pub(crate) fn merge(raw: &[u8], patch: &[u8], options: &Options) -> Result<Vec<u8>, Fault> {
+    parse::<IgnoredAny>(raw, options)?;
     Ok(match merge_patch(without_bom(raw), patch) {
         None => raw.to_vec(),
         Some(text) => with_bom_of(raw, text),
@@ -48,11 +48,11 @@ pub(crate) fn merge(raw: &[u8], patch: &[u8]) -> Result<Vec<u8>, Fault> {
 
 /// The file's content with a patch of RFC 6902 applied.
 #[cfg(feature = "patch")]
-pub(crate) fn patch(raw: &[u8], patch: &json_patch::Patch) -> Result<Vec<u8>, Fault> {
+pub(crate) fn patch(raw: &[u8], patch: &json_patch::Patch, options: &Options) -> Result<Vec<u8>, Fault> {
     use crate::options::Format;
     use crate::parse::print;
 
-    let mut value: serde_json::Value = parse(raw)?;
+    let mut value: serde_json::Value = parse(raw, options)?;
     let before = print(&value, Format::Compact)?;
     json_patch::patch(&mut value, patch).map_err(|error| Fault::from(ErrorKind::Patch(error.to_string())))?;
     let after = print(&value, Format::Compact)?;

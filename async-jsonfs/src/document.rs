@@ -111,10 +111,10 @@ pub(crate) fn object<'a>(text: &'a [u8], range: &Range<usize>) -> Option<Object<
 /// The key that a quoted string stands for.
 pub(crate) fn key(quoted: &[u8]) -> Cow<'_, str> {
     let plain = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
-    if plain.contains(&b'\\') {
-        if let Ok(key) = serde_json::from_slice::<String>(quoted) {
-            return Cow::Owned(key);
-        }
+    if plain.contains(&b'\\')
+        && let Ok(key) = serde_json::from_slice::<String>(quoted)
+    {
+        return Cow::Owned(key);
     }
     String::from_utf8_lossy(plain)
 }

@@ -57,6 +57,12 @@ pub enum ErrorKind {
     Syntax(Location),
     /// JSON, and not of the type asked for.
     Mismatch(Location),
+    /// Nested deeper than the limit, and where.
+    TooDeep(Location),
+    /// More members and elements than the limit, and where the first too many is.
+    TooManyEntries(Location),
+    /// A key that its object has already, where those are refused.
+    DuplicateKey(Location),
     /// A text encoding other than UTF-8, by name.
     Encoding(&'static str),
     /// More bytes than the limit.
@@ -66,6 +72,8 @@ pub enum ErrorKind {
         /// The size found, in bytes.
         found: u64,
     },
+    /// The file is not the version it was expected to be: somebody else has changed it.
+    Conflict,
     /// The value to write cannot be put into JSON.
     Serialize(String),
     /// The change cannot stand beside what else the file holds: read back, it would not be of the type any more. Why not.
@@ -120,7 +128,11 @@ impl Error {
     #[must_use]
     pub fn location(&self) -> Option<&Location> {
         match self.kind() {
-            ErrorKind::Syntax(location) | ErrorKind::Mismatch(location) => Some(location),
+            ErrorKind::Syntax(location)
+            | ErrorKind::Mismatch(location)
+            | ErrorKind::TooDeep(location)
+            | ErrorKind::TooManyEntries(location)
+            | ErrorKind::DuplicateKey(location) => Some(location),
             _ => None,
         }
     }
@@ -162,15 +174,19 @@ impl fmt::Display for Error {
             ErrorKind::NotAFile(what) => write!(f, "is {what}, not a regular file")?,
             ErrorKind::Symlink => f.write_str("is a symbolic link, and those are refused here")?,
             ErrorKind::ReadOnly => f.write_str("is read-only")?,
-            ErrorKind::Syntax(Location { message, snippet, .. })
-            | ErrorKind::Mismatch(Location { message, snippet, .. }) => {
-                f.write_str(message)?;
-                if !snippet.is_empty() {
-                    write!(f, ", near {snippet}")?;
+            ErrorKind::Syntax(at)
+            | ErrorKind::Mismatch(at)
+            | ErrorKind::TooDeep(at)
+            | ErrorKind::TooManyEntries(at)
+            | ErrorKind::DuplicateKey(at) => {
+                f.write_str(&at.message)?;
+                if !at.snippet.is_empty() {
+                    write!(f, ", near {}", at.snippet)?;
                 }
             }
             ErrorKind::Encoding(name) => write!(f, "is {name}; JSON files are UTF-8")?,
             ErrorKind::TooLarge { limit, found } => write!(f, "has {found} bytes, and {limit} are allowed")?,
+            ErrorKind::Conflict => f.write_str("has been changed by somebody else")?,
             ErrorKind::Serialize(message) => write!(f, "the value cannot be written as JSON: {message}")?,
             ErrorKind::Unmergeable(why) => {
                 write!(f, "the change cannot stand beside what else the file holds: {why}")?;
@@ -198,7 +214,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// A full disk, an interrupted call and the like may pass; what is wrong with the file or the value will not.
+/// A full disk, a conflict and the like may pass; what is wrong with the file or the value will not.
 impl PolicyError for Error {
     fn from_rejection(rejection: Rejection) -> Self {
         Self::new(Path::new(""), ErrorKind::Rejected(rejection).into())
@@ -218,6 +234,9 @@ impl PolicyError for Error {
     }
 
     fn verdict(&self) -> Verdict {
+        if let ErrorKind::Conflict = self.kind() {
+            return Verdict::Transient;
+        }
         use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
         match self.io_error().map(io::Error::kind) {
             None | Some(NotFound | PermissionDenied | ReadOnlyFilesystem | IsADirectory | NotADirectory) => {

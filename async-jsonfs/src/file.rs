@@ -1,3 +1,5 @@
+use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -5,12 +7,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::carry;
-use crate::error::{Error, Fault, Outcome, Step};
+use crate::error::{Error, ErrorKind, Fault, Outcome, Step};
 use crate::exclusive::{self, Held};
 use crate::ops::{Meta, Ops, System};
-use crate::options::{Durability, Format, Options, ReadOnly, Symlinks};
+use crate::options::{DuplicateKeys, Durability, Format, Options, ReadOnly, Symlinks};
 use crate::parse::{parse, print};
 use crate::replace::{Replace, current};
+use crate::version::Version;
 use crate::{job, target};
 
 /// What a write did.
@@ -41,7 +44,8 @@ pub enum UpdateError<E> {
 ///
 /// # Default
 ///
-/// Durable writes, pretty-printed, symbolic links followed, read-only files refused, at most 256 MiB, directories not made, processes
+/// Durable writes, pretty-printed, symbolic links followed, read-only files refused, at most 256 MiB and 127
+/// levels, any number of entries, duplicate keys by type, directories not made, processes
 /// excluded, mode of a new file by the umask.
 ///
 /// # Panics
@@ -91,6 +95,25 @@ impl JsonFile {
         self
     }
 
+    /// Refuses files that are nested deeper; `[[]]` has depth 2. What is parsed into a type is refused from depth 128 on in any
+    /// case: that is serde_json's own limit.
+    pub fn with_max_depth(mut self, limit: NonZeroUsize) -> Self {
+        self.options.max_depth = Some(limit);
+        self
+    }
+
+    /// Refuses files with more members of objects and elements of arrays, all levels together.
+    pub fn with_max_entries(mut self, limit: NonZeroUsize) -> Self {
+        self.options.max_entries = Some(limit);
+        self
+    }
+
+    /// What to do about an object that has one key twice.
+    pub fn with_duplicate_keys(mut self, policy: DuplicateKeys) -> Self {
+        self.options.duplicate_keys = policy;
+        self
+    }
+
     /// Makes the directories that are missing when it writes.
     pub fn with_create_parents(mut self) -> Self {
         self.options.create_parents = true;
@@ -132,20 +155,7 @@ impl JsonFile {
     ///
     /// Dropping it changes nothing; a read that has begun ends in the background.
     pub async fn load<T: DeserializeOwned + Send + 'static>(&self) -> Result<T, Error> {
-        let Self { path, options, ops } = self.clone();
-        let read = move |_: &_| {
-            let file = ops.open(&path, options.symlinks != Symlinks::Refuse);
-            let file = match file {
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-                    target::refuse_symlink(&*ops, &path)?;
-                    Err(error)
-                }
-                opened => opened,
-            };
-            let (bytes, _) = target::read(&*ops, &file.step("open")?, &options)?;
-            parse(&bytes)
-        };
-        job::run(read).await.and_then(|loaded| loaded).map_err(|fault| self.error(fault))
+        self.read(parse).await
     }
 
     /// [`load`](Self::load); of a file that is not there, the default.
@@ -240,7 +250,7 @@ impl JsonFile {
     {
         let changed = self.exclusive(move |held| {
             let (raw, meta) = held.read()?;
-            let mut value: T = parse(&raw)?;
+            let mut value: T = parse(&raw, held.options)?;
             let before = print(&value, held.options.format)?;
             match change(&mut value) {
                 Err(no) => Ok(Err(no)),
@@ -253,6 +263,84 @@ impl JsonFile {
             }
         });
         changed.await.map_err(UpdateError::File)?.map_err(UpdateError::Closure)
+    }
+
+    /// Reads the file, and which version of it this is, for [`save_if`](Self::save_if).
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`load`](Self::load).
+    pub async fn load_versioned<T: DeserializeOwned + Send + 'static>(&self) -> Result<(T, Version), Error> {
+        self.read(|bytes, options| Ok((parse(bytes, options)?, Version::of(bytes)))).await
+    }
+
+    /// Replaces the file if it still is this version (compare and swap), and returns the new one: for changes that take too long
+    /// to hold a lock meanwhile. [`Version::ABSENT`] creates the file if it does not exist.
+    ///
+    /// ```
+    /// use async_jsonfs::{ErrorKind, JsonFile, Version};
+    /// # async fn ask_somebody(votes: u32) -> u32 { votes + 1 }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = JsonFile::new(dir.path().join("votes.json"));
+    /// file.save_if(Version::ABSENT, 0).await?;
+    /// loop {
+    ///     let (votes, version) = file.load_versioned::<u32>().await?;
+    ///     match file.save_if(version, ask_somebody(votes).await).await {
+    ///         Err(error) if matches!(error.kind(), ErrorKind::Conflict) => continue,
+    ///         saved => break saved?,
+    ///     };
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// The lock is held only for the comparison and the write, so writers that do not use this crate can come in between those two.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if it is another version; else as [`save`](Self::save).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`save`](Self::save).
+    pub async fn save_if<T: Serialize + Send + 'static>(
+        &self,
+        version: Version,
+        value: T,
+    ) -> Result<Version, Error> {
+        let format = self.options.format;
+        self.exclusive(move |held| {
+            let bytes = print(&value, format)?;
+            drop(value);
+            let Held { ops, target, options, cancelled } = *held;
+            match current(ops, target, options)? {
+                None if version == Version::ABSENT => {
+                    let replace = Replace { ops, target, options, create_new: true, cancelled };
+                    match replace.run(&bytes, None) {
+                        Err(Fault { kind: ErrorKind::Io { source, .. }, .. })
+                            if source.kind() == io::ErrorKind::AlreadyExists =>
+                        {
+                            return Err(ErrorKind::Conflict.into());
+                        }
+                        done => drop(done?),
+                    }
+                }
+                None => return Err(ErrorKind::Conflict.into()),
+                Some(_) => {
+                    let (raw, meta) = held.read()?;
+                    if Version::of(&raw) != version {
+                        return Err(ErrorKind::Conflict.into());
+                    }
+                    held.put(&bytes, Some(meta), Some(&raw))?;
+                }
+            }
+            Ok(Version::of(&bytes))
+        })
+        .await
     }
 
     /// Merges a patch into the file ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): objects member by member, `null` removes
@@ -279,7 +367,7 @@ impl JsonFile {
         self.exclusive(move |held| {
             let patch = print(&patch, Format::Compact)?;
             let (raw, meta) = held.read()?;
-            let bytes = carry::merge(&raw, &patch)?;
+            let bytes = carry::merge(&raw, &patch, held.options)?;
             held.put(&bytes, Some(meta), Some(&raw))
         })
         .await
@@ -301,10 +389,29 @@ impl JsonFile {
     pub async fn patch(&self, patch: json_patch::Patch) -> Result<Saved, Error> {
         self.exclusive(move |held| {
             let (raw, meta) = held.read()?;
-            let bytes = carry::patch(&raw, &patch)?;
+            let bytes = carry::patch(&raw, &patch, held.options)?;
             held.put(&bytes, Some(meta), Some(&raw))
         })
         .await
+    }
+
+    async fn read<R: Send + 'static>(
+        &self,
+        make: impl FnOnce(&[u8], &Options) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<R, Error> {
+        let Self { path, options, ops } = self.clone();
+        let read = move |_: &_| {
+            let file = match ops.open(&path, options.symlinks != Symlinks::Refuse) {
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                    target::refuse_symlink(&*ops, &path)?;
+                    Err(error)
+                }
+                opened => opened,
+            };
+            let (bytes, _) = target::read(&*ops, &file.step("open")?, &options)?;
+            make(&bytes, &options)
+        };
+        job::run(read).await.and_then(|made| made).map_err(|fault| self.error(fault))
     }
 
     async fn exclusive<R: Send + 'static>(

@@ -7,6 +7,7 @@ mod error;
 mod exclusive;
 mod file;
 mod job;
+mod limits;
 mod locate;
 mod lock;
 mod merge;
@@ -15,10 +16,12 @@ mod options;
 mod parse;
 mod replace;
 mod target;
+mod version;
 
 pub use error::{Error, ErrorKind, Location, Outcome};
 #[cfg(feature = "patch")]
 pub use file::patch;
 pub use file::{JsonFile, Saved, UpdateError, load, merge, save, update};
 pub use job::DropElsewhere;
-pub use options::{DEFAULT_MAX_BYTES, Durability, Format, ReadOnly, Symlinks};
+pub use options::{DEFAULT_MAX_BYTES, DuplicateKeys, Durability, Format, ReadOnly, Symlinks};
+pub use version::Version;

@@ -1,3 +1,5 @@
+use std::num::NonZeroUsize;
+
 /// What a successful write promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Durability {
@@ -42,6 +44,16 @@ pub enum Format {
     Compact,
 }
 
+/// What is done about an object that has one key twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DuplicateKeys {
+    /// What the type does: a derived struct refuses, a map keeps the last.
+    #[default]
+    ByType,
+    /// Refuses, wherever in the file it is.
+    Refuse,
+}
+
 /// Everything that a call needs to know, copied into its job.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
@@ -50,6 +62,9 @@ pub(crate) struct Options {
     pub(crate) read_only: ReadOnly,
     pub(crate) format: Format,
     pub(crate) max_bytes: u64,
+    pub(crate) max_depth: Option<NonZeroUsize>,
+    pub(crate) max_entries: Option<NonZeroUsize>,
+    pub(crate) duplicate_keys: DuplicateKeys,
     pub(crate) create_parents: bool,
     pub(crate) mode: Option<u32>,
     pub(crate) processes: bool,
@@ -67,6 +82,9 @@ impl Default for Options {
             read_only: ReadOnly::default(),
             format: Format::default(),
             max_bytes: DEFAULT_MAX_BYTES,
+            max_depth: None,
+            max_entries: None,
+            duplicate_keys: DuplicateKeys::default(),
             create_parents: false,
             mode: None,
             processes: true,

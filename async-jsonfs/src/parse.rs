@@ -5,8 +5,9 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use crate::error::{ErrorKind, Fault};
+use crate::limits;
 use crate::locate;
-use crate::options::Format;
+use crate::options::{Format, Options};
 
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 
@@ -15,15 +16,13 @@ pub(crate) fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BOM).unwrap_or(bytes)
 }
 
-pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], options: &Options) -> Result<T, Fault> {
     // Checked at once it is cheaper than string by string, and what `T` skips is checked too.
-    match std::str::from_utf8(without_bom(bytes)) {
-        Ok(text) => serde_json::from_str(text).map_err(|error| explain(bytes, &error)),
-        Err(_) => {
-            let name = locate::foreign_encoding(bytes).unwrap_or("not UTF-8");
-            Err(ErrorKind::Encoding(name).into())
-        }
-    }
+    let Ok(text) = std::str::from_utf8(without_bom(bytes)) else {
+        return Err(ErrorKind::Encoding(locate::foreign_encoding(bytes).unwrap_or("not UTF-8")).into());
+    };
+    limits::check(text, bytes.len() - text.len(), options)?;
+    serde_json::from_str(text).map_err(|error| explain(bytes, &error))
 }
 
 #[cold]
@@ -47,6 +46,9 @@ fn explain(bytes: &[u8], error: &serde_json::Error) -> Fault {
         offset = text.len();
     }
     let location = locate::location(text, offset, bytes.len() - text.len(), message);
+    if location.message == "recursion limit exceeded" {
+        return ErrorKind::TooDeep(location).into();
+    }
     match error.classify() {
         Category::Data => ErrorKind::Mismatch(location).into(),
         _ => ErrorKind::Syntax(location).into(),

@@ -2,4 +2,5 @@
 
 mod basics;
 mod errors;
+mod limits;
 mod lossless;
