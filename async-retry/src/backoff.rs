@@ -273,6 +273,19 @@ impl Backoff {
         Some(self.jitter.spread(v.min(self.cap), unit))
     }
 
+    /// How far behind a moment that everybody was told the next attempt comes: nothing without jitter.
+    pub(crate) fn spread_behind(
+        &self,
+        cursor: &mut Cursor,
+        failed: u32,
+        unit: impl FnOnce() -> f64,
+    ) -> Duration {
+        match (self.jitter, &self.curve) {
+            (Jitter::None, _) | (_, Curve::Custom(_)) => Duration::ZERO,
+            _ => self.next(cursor, failed, unit).unwrap_or_default(),
+        }
+    }
+
     fn exponential_delay(&self, factor: f64, failed: u32) -> Duration {
         if self.base.is_zero() {
             return Duration::ZERO;
@@ -377,7 +390,7 @@ mod tests {
     #[test]
     fn the_jitters() {
         let backoff = |jitter| Backoff::exponential(ms(100)).with_cap(ms(400)).with_jitter(jitter);
-        let units = [0.0, 0.5, 0.75, 0.999_999_999, 0.25];
+        let units = [0.0, 0.5, 0.75, 0.999, 0.25];
         let table: [(Jitter, [u128; 5]); 4] = [
             (Jitter::None, [100, 200, 400, 400, 400]),
             (Jitter::Full, [0, 100, 300, 399, 100]),

@@ -1,14 +1,23 @@
 #![doc = include_str!("../README.md")]
 
 mod backoff;
+mod budget;
+mod event;
+mod policy;
+mod random;
+mod report;
 mod retry;
 mod state;
 #[cfg(feature = "tower")]
 mod tower;
 
 pub use async_policy::{ConfigError, Failure, Operation, Policy, PolicyError, Rejection, TimedOut, Verdict};
-pub use backoff::{Backoff, DEFAULT_BASE, DEFAULT_CAP, DEFAULT_FACTOR, Jitter};
+pub use backoff::{Backoff, DEFAULT_BASE, DEFAULT_CAP, DEFAULT_FACTOR, Delays, Jitter, MAX_CAP};
+pub use budget::{AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST, After, Budget, BudgetCall, BudgetToken};
+pub use event::{AttemptOutcome, Event};
+pub use policy::RetryExt;
+pub use report::{AttemptReport, Report};
 pub use retry::{DEFAULT_MAX_ATTEMPTS, Retry};
 pub use state::StopReason;
 #[cfg(feature = "tower")]
-pub use tower::{RetryFuture, RetryLayer, RetryService};
+pub use tower::{ByClone, RetryFuture, RetryLayer, RetryService, TryClone};

@@ -1,70 +1,210 @@
-//! The pure core: outcomes and randomness come in, decisions go out.
+//! The pure core: outcomes, time and randomness come in, decisions go out.
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_policy::{Outcome, Verdict};
 
-use crate::Backoff;
+use crate::backoff::Cursor;
+use crate::{After, Backoff, Budget, BudgetToken};
 
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Config {
+/// The shortest delay where the attempts are not limited.
+pub(crate) const MIN_UNLIMITED_DELAY: Duration = Duration::from_millis(1);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
     pub(crate) backoff: Backoff,
-    pub(crate) max_attempts: NonZeroU32,
+    /// `None`: not limited.
+    pub(crate) max_attempts: Option<NonZeroU32>,
+    pub(crate) max_elapsed: Option<Duration>,
     pub(crate) wait_for_refusals: bool,
+    pub(crate) budget: Option<Budget>,
 }
 
 /// How far one call has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) attempts: u32,
+    slept: Duration,
+    cursor: Cursor,
+    /// What the attempt under way took from the budget.
+    token: Option<BudgetToken>,
+}
+
+/// What the core asks of the world, each when it needs it.
+pub(crate) trait World {
+    /// Since the first attempt was started.
+    fn elapsed(&self) -> Duration;
+    /// Whether a wait ends before the deadline that flows in from outside.
+    fn fits(&self, wait: Duration) -> bool;
+    /// Uniform in `0.0..1.0`.
+    fn unit(&self) -> f64;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// The outcome is the call's.
+    /// It succeeded.
     Done,
     /// Another attempt, after this delay.
     After(Duration),
-    /// It failed and there is no other attempt: why.
+    /// There is no other attempt: why.
     Stop(StopReason),
 }
 
-/// Why a call that failed made no further attempt.
+/// Why a call that did not succeed made no further attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StopReason {
+    /// The verdict was permanent: another try would fail the same way.
+    Permanent,
+    /// The verdict was to ignore the outcome.
+    Ignored,
     /// All attempts are used.
     Attempts,
+    /// The next attempt would start after the time the call may take in all.
+    Elapsed,
     /// The delay would outlast the deadline that flows in from outside.
     Deadline,
+    /// The budget allows no extra attempt now.
+    Budget,
     /// An inner policy refused, and does not say for how long, or for longer than the cap, or waiting is not wanted.
     Refused,
+    /// The delays of the backoff have come to their end.
+    Backoff,
+    /// The request cannot be repeated.
+    NotRepeatable,
 }
 
-impl Config {
-    pub(crate) fn next(
-        &self,
-        progress: &mut Progress,
-        outcome: &Outcome<'_>,
-        unit: impl FnOnce() -> f64,
-    ) -> Next {
-        progress.attempts = progress.attempts.saturating_add(1);
-        let hint = match outcome {
-            Outcome::Answered(Verdict::Success | Verdict::Permanent | Verdict::Ignored) => return Next::Done,
-            Outcome::Answered(Verdict::Transient) | Outcome::TimedOut(_) => None,
-            Outcome::Answered(Verdict::Throttled { retry_after }) => {
-                retry_after.map(|after| after.min(self.backoff.cap()))
-            }
-            Outcome::Refused(rejection) => match rejection.retry_after() {
-                Some(wait) if self.wait_for_refusals && wait <= self.backoff.cap() => Some(wait),
-                None if self.wait_for_refusals && rejection.reason().may_pass() => None,
-                _ => return Next::Stop(StopReason::Refused),
-            },
-        };
-        if progress.attempts >= self.max_attempts.get() {
-            return Next::Stop(StopReason::Attempts);
+impl StopReason {
+    /// One lower-case word or two: the label in logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Permanent => "permanent",
+            Self::Ignored => "ignored",
+            Self::Attempts => "attempts",
+            Self::Elapsed => "elapsed",
+            Self::Deadline => "deadline",
+            Self::Budget => "budget",
+            Self::Refused => "refused",
+            Self::Backoff => "backoff",
+            Self::NotRepeatable => "not_repeatable",
         }
-        Next::After(hint.unwrap_or_else(|| self.backoff.delay(progress.attempts, unit)))
     }
 }
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Limits {
+    /// An attempt ended with `outcome`: what comes next. In this order: what the outcome means, attempts, the backoff's end,
+    /// elapsed time, deadline, budget.
+    pub(crate) fn next(&self, progress: &mut Progress, outcome: &Outcome<'_>, world: &impl World) -> Next {
+        progress.attempts = progress.attempts.saturating_add(1);
+        let mut after = After::Failed;
+        let hint = match outcome {
+            Outcome::Answered(Verdict::Success) => {
+                self.succeed(progress);
+                return Next::Done;
+            }
+            Outcome::Answered(Verdict::Permanent) => {
+                self.spend(progress);
+                return Next::Stop(StopReason::Permanent);
+            }
+            Outcome::Answered(Verdict::Ignored) => return Next::Stop(StopReason::Ignored),
+            Outcome::Answered(Verdict::Transient) => None,
+            Outcome::Answered(Verdict::Throttled { retry_after }) => *retry_after,
+            Outcome::TimedOut(_) => {
+                after = After::TimedOut;
+                None
+            }
+            Outcome::Refused(_) => return self.next_after_refusal(progress, outcome, world),
+        };
+        self.spend(progress);
+        if let Some(budget) = &self.budget {
+            budget.record_failure();
+        }
+        if self.used_up(progress) {
+            return Next::Stop(StopReason::Attempts);
+        }
+        let delay = match hint {
+            Some(hint) => hint.min(self.backoff.cap()),
+            None => match self.backoff.next(&mut progress.cursor, progress.attempts, || world.unit()) {
+                Some(delay) => delay,
+                None => return Next::Stop(StopReason::Backoff),
+            },
+        };
+        self.wait(progress, delay, Some(after), world)
+    }
+
+    /// Nothing was started, so nothing is spent: a token that is held stays for the next attempt.
+    fn next_after_refusal(&self, progress: &mut Progress, outcome: &Outcome<'_>, world: &impl World) -> Next {
+        let Outcome::Refused(rejection) = outcome else { unreachable!("asked for refusals only") };
+        let cap = self.backoff.cap();
+        let Some(wait) = rejection.retry_after().filter(|wait| self.wait_for_refusals && *wait <= cap) else {
+            return Next::Stop(StopReason::Refused);
+        };
+        if self.used_up(progress) {
+            return Next::Stop(StopReason::Attempts);
+        }
+        // Everybody was told the same moment: a jittered backoff spreads them behind it.
+        let spread = self.backoff.spread_behind(&mut progress.cursor, progress.attempts, || world.unit());
+        self.wait(progress, wait.saturating_add(spread).min(cap), None, world)
+    }
+
+    fn wait(
+        &self,
+        progress: &mut Progress,
+        delay: Duration,
+        after: Option<After>,
+        world: &impl World,
+    ) -> Next {
+        let delay = if self.max_attempts.is_none() { delay.max(MIN_UNLIMITED_DELAY) } else { delay };
+        if let Some(limit) = self.max_elapsed {
+            // What was slept counts even where the clock stands still.
+            let elapsed = world.elapsed().max(progress.slept);
+            if elapsed.saturating_add(delay) > limit {
+                return Next::Stop(StopReason::Elapsed);
+            }
+        }
+        if !delay.is_zero() && !world.fits(delay) {
+            return Next::Stop(StopReason::Deadline);
+        }
+        if let (Some(budget), Some(after)) = (&self.budget, after) {
+            match budget.try_acquire(after) {
+                Some(token) => progress.token = Some(token),
+                None => return Next::Stop(StopReason::Budget),
+            }
+        }
+        progress.slept = progress.slept.saturating_add(delay);
+        Next::After(delay)
+    }
+
+    fn used_up(&self, progress: &Progress) -> bool {
+        self.max_attempts.is_some_and(|max| progress.attempts >= max.get())
+    }
+
+    fn spend(&self, progress: &mut Progress) {
+        if let Some(token) = progress.token.take() {
+            token.spend();
+        }
+    }
+
+    fn succeed(&self, progress: &mut Progress) {
+        match progress.token.take() {
+            Some(token) => token.succeed(),
+            None => {
+                if let Some(budget) = &self.budget {
+                    budget.record_success();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(family_loom)))]
+mod tests;

@@ -99,7 +99,7 @@ async fn a_refusal_is_waited_for_if_it_says_how_long_and_an_earlier_answer_stand
     let table: [Row; 5] = [
         (retry(), vec![refusal(Some(300))], Ok(()), 300),
         (retry(), vec![refusal(None)], Err(refusal(None)), 0),
-        (retry(), vec![refusal(Some(6000))], Err(refusal(Some(6000))), 0),
+        (retry(), vec![refusal(Some(21_000))], Err(refusal(Some(21_000))), 0),
         (retry().with_wait_for_refusals(false), vec![refusal(Some(300))], Err(refusal(Some(300))), 0),
         (retry(), vec![Failure::Operation("down"), refusal(None)], Err(Failure::Operation("down")), 5000),
     ];
