@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::carry;
-use crate::error::{Error, ErrorKind, Fault, Outcome, Step};
+use crate::error::{Error, ErrorKind, Fault, Step};
 use crate::exclusive::{self, Held};
 use crate::ops::{Meta, Ops, System};
 use crate::options::{DuplicateKeys, Durability, Format, Options, ReadOnly, Symlinks};
@@ -191,7 +192,7 @@ impl JsonFile {
             let bytes = print(&value, format)?;
             drop(value);
             let old = current(held.ops, held.target, held.options)?;
-            held.put(&bytes, old, None)
+            held.put(&bytes, old, None).map(|(saved, _)| saved)
         })
         .await
     }
@@ -368,7 +369,7 @@ impl JsonFile {
             let patch = print(&patch, Format::Compact)?;
             let (raw, meta) = held.read()?;
             let bytes = carry::merge(&raw, &patch, held.options)?;
-            held.put(&bytes, Some(meta), Some(&raw))
+            held.put(&bytes, Some(meta), Some(&raw)).map(|(saved, _)| saved)
         })
         .await
     }
@@ -390,7 +391,7 @@ impl JsonFile {
         self.exclusive(move |held| {
             let (raw, meta) = held.read()?;
             let bytes = carry::patch(&raw, &patch, held.options)?;
-            held.put(&bytes, Some(meta), Some(&raw))
+            held.put(&bytes, Some(meta), Some(&raw)).map(|(saved, _)| saved)
         })
         .await
     }
@@ -414,7 +415,7 @@ impl JsonFile {
         job::run(read).await.and_then(|made| made).map_err(|fault| self.error(fault))
     }
 
-    async fn exclusive<R: Send + 'static>(
+    pub(crate) async fn exclusive<R: Send + 'static>(
         &self,
         work: impl FnOnce(&Held<'_>) -> Result<R, Fault> + Send + 'static,
     ) -> Result<R, Error> {
@@ -423,8 +424,14 @@ impl JsonFile {
             .map_err(|fault| self.error(fault))
     }
 
-    fn error(&self, fault: Fault) -> Error {
+    pub(crate) fn error(&self, fault: Fault) -> Error {
         Error::new(&self.path, fault)
+    }
+}
+
+impl<P: Into<PathBuf>> From<P> for JsonFile {
+    fn from(path: P) -> Self {
+        Self::new(path)
     }
 }
 
@@ -436,27 +443,37 @@ impl Held<'_> {
         target::read(self.ops, &file, self.options)
     }
 
-    /// Writes, unless the file holds `bytes` already. `raw` is its content where that is known.
-    pub(crate) fn put(&self, bytes: &[u8], old: Option<Meta>, raw: Option<&[u8]>) -> Result<Saved, Fault> {
-        let Self { ops, target, options, cancelled } = *self;
-        if old.is_some_and(|old| old.len == bytes.len() as u64) {
+    /// Writes, unless the file holds `bytes` already. `raw` is its content where that is known. The file comes back open.
+    pub(crate) fn put(
+        &self,
+        bytes: &[u8],
+        old: Option<Meta>,
+        raw: Option<&[u8]>,
+    ) -> Result<(Saved, File), Fault> {
+        let Self { ops, target, options, .. } = *self;
+        let (limit, found) = (options.max_bytes, bytes.len() as u64);
+        if found > limit {
+            return Err(ErrorKind::TooLarge { limit, found }.into());
+        }
+        if old.is_some_and(|old| old.len == found) {
             let file = ops.open_at(&target.dir, &target.name).step("open")?;
             let same = match raw {
                 Some(raw) => raw == bytes,
                 None => target::read(ops, &file, options)?.0 == bytes,
             };
-            if same {
-                if options.durability == Durability::Durable {
-                    // It may have been made visible only.
-                    let unknown = |fault| Fault { outcome: Outcome::Visible, ..fault };
-                    ops.sync(&file).step("sync the file").map_err(unknown)?;
-                    ops.sync_dir(&target.dir).step("sync the directory").map_err(unknown)?;
-                }
-                return Ok(Saved::Unchanged);
+            // It may have been made visible only. Where a sync fails, the bytes are written anew.
+            let durable = || ops.sync(&file).is_ok() && ops.sync_dir(&target.dir).is_ok();
+            if same && (options.durability == Durability::Visible || durable()) {
+                return Ok((Saved::Unchanged, file));
             }
         }
-        let replace = Replace { ops, target, options, create_new: false, cancelled };
-        replace.run(bytes, old.as_ref()).map(|_| Saved::Written)
+        self.replace(bytes, old.as_ref()).map(|file| (Saved::Written, file))
+    }
+
+    /// Writes in any case.
+    pub(crate) fn replace(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
+        let Self { ops, target, options, cancelled } = *self;
+        Replace { ops, target, options, create_new: false, cancelled }.run(bytes, old)
     }
 }
 

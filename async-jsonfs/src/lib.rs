@@ -2,6 +2,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod carry;
+mod change;
+mod commit;
 mod document;
 mod error;
 mod exclusive;
@@ -15,6 +17,8 @@ mod ops;
 mod options;
 mod parse;
 mod replace;
+mod state;
+mod store;
 mod target;
 mod version;
 
@@ -24,4 +28,5 @@ pub use file::patch;
 pub use file::{JsonFile, Saved, UpdateError, load, merge, save, update};
 pub use job::DropElsewhere;
 pub use options::{DEFAULT_MAX_BYTES, DuplicateKeys, Durability, Format, ReadOnly, Symlinks};
+pub use store::Store;
 pub use version::Version;

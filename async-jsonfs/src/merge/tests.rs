@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{merge_patch, three_way};
@@ -61,7 +62,12 @@ fn printed(value: &Value, style: u8) -> String {
     match style % 4 {
         0 => value.to_string(),
         1 => serde_json::to_string_pretty(value).unwrap(),
-        2 => serde_json::to_string_pretty(value).unwrap().replace("\n", "\r\n").replace("  ", "\t"),
+        2 => {
+            let mut out = Vec::new();
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).unwrap();
+            String::from_utf8(out).unwrap().replace('\n', "\r\n")
+        }
         _ => format!(" {}\n", serde_json::to_string_pretty(value).unwrap().replace('\n', "  ")),
     }
 }

@@ -103,9 +103,9 @@ async fn compare_and_swap_counts_right() {
                         match file.save_if(version, count + 1).await {
                             Err(error) if matches!(error.kind(), ErrorKind::Conflict) => {}
                             saved => {
-                            saved.unwrap();
-                            break;
-                        }
+                                saved.unwrap();
+                                break;
+                            }
                         }
                     }
                 }

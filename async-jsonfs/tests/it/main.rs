@@ -4,3 +4,4 @@ mod basics;
 mod errors;
 mod limits;
 mod lossless;
+mod store;
