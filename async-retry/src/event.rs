@@ -123,10 +123,11 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Whether anybody may be told: asked first, so that a call that nobody watches builds no events.
-    pub(crate) fn is_on(&self) -> bool {
-        cfg!(any(feature = "tracing", feature = "metrics")) || self.listener.is_some()
-    }
+    /// Whether everything is told, listener or not.
+    pub(crate) const ALWAYS: bool = cfg!(any(feature = "tracing", feature = "metrics"));
+    const UNNAMED: Self = Self { name: None, listener: None };
+    /// Who is told where nothing is configured.
+    pub(crate) const NOBODY: Option<&'static Self> = if Self::ALWAYS { Some(&Self::UNNAMED) } else { None };
 
     pub(crate) fn emit(&self, event: Event) {
         #[cfg(feature = "tracing")]

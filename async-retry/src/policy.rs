@@ -2,37 +2,39 @@ use std::future::Future;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use async_policy::{Deadline, Failure, Lift, Operation, Policy, PolicyError, TimedOut, Verdict};
+use async_policy::{ByRef, Deadline, Failure, Lift, Name, Operation, Policy, PolicyError, TimedOut, Verdict};
 use tokio::task::coop::consume_budget;
 
 use crate::report::{Best, Record, Reporter};
+use crate::retry::{Past, Pause};
 use crate::{Report, Retry};
 
-async fn pause(delay: Duration, must_yield: bool) {
-    // A sleep of zero still costs a timer tick.
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    } else if must_yield {
-        consume_budget().await;
+async fn wait(pause: Pause) {
+    match pause {
+        Pause::None => {}
+        Pause::Yield => consume_budget().await,
+        Pause::Sleep(delay) => tokio::time::sleep(delay).await,
     }
 }
 
-async fn run<Op, R>(retry: &Retry, op: Op, record: &mut R) -> Result<Op::Value, Op::Error>
+async fn run<Op, R>(retry: &Retry, op: Op, past: &mut Option<Past<R>>) -> Result<Op::Value, Op::Error>
 where
     Op: Operation,
     Op::Error: PolicyError,
-    R: Record<Op::Value, Op::Error>,
+    R: Record<Op::Value, Op::Error> + Default,
 {
-    let mut call = retry.begin();
+    let began = retry.begin();
     loop {
-        record.start();
-        let result = match &retry.config.attempt_timeout {
+        if let Some(past) = past.as_mut().filter(|_| R::ALL) {
+            past.record.start();
+        }
+        let result = match retry.attempt_timeout() {
             None => op.start().await,
-            Some(timeout) => timeout.execute(async_policy::ByRef(&op)).await,
+            Some(timeout) => timeout.execute(ByRef(&op)).await,
         };
-        match retry.settle(&mut call, record, |answer| op.classify(answer), result) {
+        match retry.settle(&began, past, true, |answer| op.classify(answer), result) {
             ControlFlow::Break(result) => return result,
-            ControlFlow::Continue(delay) => pause(delay, call.must_yield()).await,
+            ControlFlow::Continue(pause) => wait(pause).await,
         }
     }
 }
@@ -43,7 +45,7 @@ impl Policy for Retry {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        run(self, op, &mut Best::default()).await
+        run(self, op, &mut None::<Past<Best<_, _>>>).await
     }
 }
 
@@ -98,9 +100,9 @@ impl Retry {
         Op::Error: PolicyError,
     {
         async move {
-            let mut reporter = Reporter::new();
-            let result = run(self, op, &mut reporter).await;
-            (result, reporter.finish())
+            let mut past = Some(Past::<Reporter<_, _>>::default());
+            let result = run(self, op, &mut past).await;
+            (result, past.unwrap_or_default().record.finish())
         }
     }
 
@@ -162,33 +164,37 @@ impl Retry {
         mut op: impl AsyncFnMut() -> Result<T, E>,
         mut classify: impl FnMut(Result<&T, &Failure<E>>) -> Option<Verdict>,
     ) -> Result<T, Failure<E>> {
-        let mut call = self.begin();
-        let mut best = Best::default();
+        let began = self.begin();
+        let mut past = None::<Past<Best<_, _>>>;
         loop {
-            let result = match &self.config.attempt_timeout {
+            let result = match self.attempt_timeout() {
                 None => op().await.map_err(Failure::Operation),
-                Some(timeout) => within(timeout.limit(), op()).await.map_err(|failure| match failure {
-                    Failure::TimedOut(timed_out) => Failure::TimedOut(match &self.config.watch.name {
-                        Some(name) => timed_out.with_name(name.clone()),
-                        None => timed_out,
-                    }),
-                    failure => failure,
-                }),
+                Some(timeout) => within(timeout.limit(), self.name(), op()).await,
             };
-            match self.settle(&mut call, &mut best, &mut classify, result) {
+            match self.settle(&began, &mut past, true, &mut classify, result) {
                 ControlFlow::Break(result) => return result,
-                ControlFlow::Continue(delay) => pause(delay, call.must_yield()).await,
+                ControlFlow::Continue(pause) => wait(pause).await,
             }
         }
     }
 }
 
 /// The kernel's time-out for a future that need not be `Send`.
-async fn within<T, E>(limit: Duration, attempt: impl Future<Output = Result<T, E>>) -> Result<T, Failure<E>> {
+async fn within<T, E>(
+    limit: Duration,
+    name: Option<&Name>,
+    attempt: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure<E>> {
     let Some(deadline) = Deadline::after(limit) else { return attempt.await.map_err(Failure::Operation) };
     match tokio::time::timeout_at(deadline.instant(), deadline.scope(attempt)).await {
         Ok(result) => result.map_err(Failure::Operation),
-        Err(_) => Err(Failure::TimedOut(TimedOut::new(limit))),
+        Err(_) => {
+            let timed_out = TimedOut::new(limit);
+            Err(Failure::TimedOut(match name {
+                Some(name) => timed_out.with_name(name.clone()),
+                None => timed_out,
+            }))
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) trait Record<T, E> {
 }
 
 /// Keeps the result the call would end with.
+#[derive(Debug)]
 pub(crate) struct Best<T, E>(Option<(Result<T, E>, u8)>);
 
 impl<T, E> Default for Best<T, E> {
@@ -123,12 +124,14 @@ pub(crate) struct Reporter<T, E> {
     report: Report<T, E>,
 }
 
-impl<T, E> Reporter<T, E> {
-    pub(crate) fn new() -> Self {
+impl<T, E> Default for Reporter<T, E> {
+    fn default() -> Self {
         let now = Instant::now();
         Self { began: now, started: now, report: Report { attempts: Vec::new(), stopped: None } }
     }
+}
 
+impl<T, E> Reporter<T, E> {
     pub(crate) fn finish(self) -> Report<T, E> {
         self.report
     }

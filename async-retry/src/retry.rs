@@ -23,14 +23,15 @@ const YIELD_EVERY: u32 = 16;
 /// What is tried again is the [verdict](async_policy::Verdict): `Transient` and `Throttled` outcomes and time-outs, after the
 /// backoff's delay, or the server's `retry_after` where it gave one, clamped to the cap. A refusal by an inner policy
 /// (an open breaker) is waited for if it says how long and that is within the cap, plus the backoff's jitter, so that not
-/// all who were refused come back at once; otherwise the call ends.
+/// all who were refused come back at once. One that does not say, but [may pass](async_policy::Reason::may_pass), is tried again after
+/// the backoff's delay. Any other ends the call.
 ///
 /// A delay that would outlast the [deadline](Deadline) or [`with_max_elapsed`](Self::with_max_elapsed) is not slept. When there is
 /// no other attempt, the call ends with the last answer the operation gave; if it never answered, with the last time-out (it may
 /// have run), and with a refusal only if no attempt was started at all. Why it stopped is in the [event](Event::GaveUp) and in the
 /// [report](Self::call_with_report).
 ///
-/// Cheap to clone; clones share one configuration. Nothing is shared between calls but the budget.
+/// Cheap to clone. Nothing is shared between calls but the budget.
 ///
 /// # Default
 ///
@@ -39,19 +40,21 @@ const YIELD_EVERY: u32 = 16;
 /// | attempts in all | 3 |
 /// | backoff | [`Backoff::default`] |
 /// | time in all, time per attempt | not limited |
-/// | refusals that say for how long | waited for |
+/// | refusals that may pass | waited for |
 /// | budget, listener, name | none |
 /// | randomness | the thread's generator |
 #[derive(Clone, Debug)]
 pub struct Retry {
-    pub(crate) config: Arc<Config>,
+    // By value, and what few ask for behind one pointer: a tower future carries a clone, and counting references costs more than
+    // the whole success path.
+    pub(crate) limits: Limits,
+    extras: Option<Arc<Extras>>,
 }
 
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) limits: Limits,
-    pub(crate) attempt_timeout: Option<Timeout>,
-    pub(crate) watch: Watch,
+#[derive(Clone, Debug, Default)]
+struct Extras {
+    attempt_timeout: Option<Timeout>,
+    watch: Watch,
     random: Random,
 }
 
@@ -64,9 +67,7 @@ impl Default for Retry {
             wait_for_refusals: true,
             budget: None,
         };
-        let config =
-            Config { limits, attempt_timeout: None, watch: Watch::default(), random: Random::default() };
-        Self { config: Arc::new(config) }
+        Self { limits, extras: None }
     }
 }
 
@@ -79,103 +80,118 @@ impl Retry {
     /// below 1 or not finite, decorrelated jitter over delays of your own.
     pub fn new(backoff: Backoff) -> Result<Self, ConfigError> {
         backoff.check()?;
-        Ok(Self::default().change(|config| config.limits.backoff = backoff))
+        let mut retry = Self::default();
+        retry.limits.backoff = backoff;
+        Ok(retry)
     }
 
-    fn change(mut self, change: impl FnOnce(&mut Config)) -> Self {
-        change(Arc::make_mut(&mut self.config));
+    fn limit(mut self, change: impl FnOnce(&mut Limits)) -> Self {
+        change(&mut self.limits);
         self
+    }
+
+    fn extra(mut self, change: impl FnOnce(&mut Extras)) -> Self {
+        change(Arc::make_mut(self.extras.get_or_insert_default()));
+        self
+    }
+
+    pub(crate) fn attempt_timeout(&self) -> Option<&Timeout> {
+        self.extras.as_ref()?.attempt_timeout.as_ref()
+    }
+
+    pub(crate) fn name(&self) -> Option<&Name> {
+        self.extras.as_ref()?.watch.name.as_ref()
     }
 
     /// How often the operation is started at most, the first time included.
     #[must_use]
     pub fn with_max_attempts(self, attempts: NonZeroU32) -> Self {
-        self.change(|config| config.limits.max_attempts = Some(attempts))
+        self.limit(|limits| limits.max_attempts = Some(attempts))
     }
 
     /// As often as everything else allows. No delay is then shorter than a millisecond, so that nothing spins.
     #[must_use]
     pub fn with_unlimited_attempts(self) -> Self {
-        self.change(|config| config.limits.max_attempts = None)
+        self.limit(|limits| limits.max_attempts = None)
     }
 
     /// No attempt is started later than this after the first; a delay that would lead there is not slept. An attempt in
     /// flight is not cut off: that is what a [`Timeout`] round the retry does.
     #[must_use]
     pub fn with_max_elapsed(self, limit: Duration) -> Self {
-        self.change(|config| config.limits.max_elapsed = Some(limit))
+        self.limit(|limits| limits.max_elapsed = Some(limit))
     }
 
     /// What one attempt may take: a [`Timeout`] round each, which is also the deadline of what is inside it.
     #[must_use]
     pub fn with_attempt_timeout(self, limit: Duration) -> Self {
-        self.change(|config| {
+        self.extra(|extras| {
             let timeout = Timeout::new(limit);
-            config.attempt_timeout = Some(match &config.watch.name {
+            extras.attempt_timeout = Some(match &extras.watch.name {
                 Some(name) => timeout.with_name(name.clone()),
                 None => timeout,
             });
         })
     }
 
-    /// Whether a refusal by an inner policy that says when to come back is waited for (the default), or ends the call.
+    /// Whether a refusal by an inner policy that may pass is waited for (the default), or ends the call.
     #[must_use]
     pub fn with_wait_for_refusals(self, wait: bool) -> Self {
-        self.change(|config| config.limits.wait_for_refusals = wait)
+        self.limit(|limits| limits.wait_for_refusals = wait)
     }
 
     /// What all retries that share this budget may add to the load.
     #[must_use]
     pub fn with_budget(self, budget: Budget) -> Self {
-        self.change(|config| config.limits.budget = Some(budget))
+        self.limit(|limits| limits.budget = Some(budget))
     }
 
     /// Names this retry in events and in the time-outs of its attempts.
     #[must_use]
     pub fn with_name(self, name: impl Into<Name>) -> Self {
-        self.change(|config| {
+        self.extra(|extras| {
             let name = name.into();
-            config.attempt_timeout =
-                config.attempt_timeout.take().map(|timeout| timeout.with_name(name.clone()));
-            config.watch.name = Some(name);
+            extras.attempt_timeout =
+                extras.attempt_timeout.take().map(|timeout| timeout.with_name(name.clone()));
+            extras.watch.name = Some(name);
         })
     }
 
     /// Is told of each [`Event`], in the task that makes the call; keep it short. One at a time: the last one set.
     #[must_use]
     pub fn with_listener(self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
-        self.change(|config| config.watch.listener = Some(Arc::new(listener)))
+        self.extra(|extras| extras.watch.listener = Some(Arc::new(listener)))
     }
 
     /// Draws the jitter from a seed, for tests and simulations: the same calls in the same order get the same delays. Clones
     /// go on with one sequence.
     #[must_use]
     pub fn with_seed(self, seed: u64) -> Self {
-        self.change(|config| config.random = Random::seeded(seed))
+        self.extra(|extras| extras.random = Random::seeded(seed))
     }
 
     /// Begins a call.
     #[inline]
-    pub(crate) fn begin(&self) -> Call {
-        Call {
-            progress: Progress::default(),
-            started: self.config.limits.max_elapsed.map(|_| Instant::now()),
-            once: false,
-            _in_flight: self.config.limits.budget.as_ref().and_then(Budget::enter),
+    pub(crate) fn begin(&self) -> Began {
+        Began {
+            at: self.limits.max_elapsed.map(|_| Instant::now()),
+            _in_flight: self.limits.budget.as_ref().and_then(Budget::enter),
         }
     }
 
-    /// An attempt of a call ended: with what the call ends, or after how long the next one starts.
+    /// An attempt of a call ended: with what the call ends, or what comes before the next attempt.
     ///
-    /// By value, in a function that is not async: a result kept in the future's own memory costs every success.
+    /// By value, in a function that is not async, and without a past where there is none: what is kept in the future's own memory
+    /// costs every success.
     #[inline]
     pub(crate) fn settle<T, E, R>(
         &self,
-        call: &mut Call,
-        record: &mut R,
+        began: &Began,
+        past: &mut impl Slot<Past<R>>,
+        repeatable: bool,
         classify: impl FnOnce(Result<&T, &E>) -> Option<Verdict>,
         result: Result<T, E>,
-    ) -> ControlFlow<Result<T, E>, Duration>
+    ) -> ControlFlow<Result<T, E>, Pause>
     where
         E: PolicyError,
         R: Record<T, E>,
@@ -183,35 +199,44 @@ impl Retry {
         let outcome = Outcome::of(&result, classify);
         if let Outcome::Answered(Verdict::Success) = outcome
             && !R::ALL
-            && self.config.limits.budget.is_none()
-            && !self.config.watch.is_on()
+            && self.limits.budget.is_none()
+            && self.extras.is_none()
+            && !Watch::ALWAYS
         {
             return ControlFlow::Break(result);
         }
+        let Past { progress, record } = past.get();
         let seen = AttemptOutcome::from(&outcome);
-        let next = self.next(call, &outcome);
+        let next = self.next(began, progress, repeatable, &outcome);
         record.end(seen, &next);
         match next {
             Next::Done => ControlFlow::Break(result),
             Next::Stop(_) => ControlFlow::Break(record.choose(result, seen)),
             Next::After(delay) => {
                 record.keep(result, seen);
-                ControlFlow::Continue(delay)
+                // A sleep of zero would still cost a timer tick.
+                ControlFlow::Continue(if !delay.is_zero() {
+                    Pause::Sleep(delay)
+                } else if progress.attempts.is_multiple_of(YIELD_EVERY) {
+                    Pause::Yield
+                } else {
+                    Pause::None
+                })
             }
         }
     }
 
-    fn next(&self, call: &mut Call, outcome: &Outcome<'_>) -> Next {
-        let world = Now { started: call.started, random: &self.config.random };
-        let mut next = self.config.limits.next(&mut call.progress, outcome, &world);
-        if call.once
-            && let Next::After(_) = next
+    fn next(&self, began: &Began, progress: &mut Progress, repeatable: bool, outcome: &Outcome<'_>) -> Next {
+        let extras = self.extras.as_deref();
+        let world = Now { began: began.at, random: extras.map(|extras| &extras.random) };
+        let mut next = self.limits.next(progress, outcome, &world);
+        if let Next::After(_) = next
+            && !repeatable
         {
             next = Next::Stop(StopReason::NotRepeatable);
         }
-        let watch = &self.config.watch;
-        if watch.is_on() {
-            let attempt = call.progress.attempts;
+        if let Some(watch) = extras.map_or(Watch::NOBODY, |extras| Some(&extras.watch)) {
+            let attempt = progress.attempts;
             watch.emit(Event::Attempted { attempt, outcome: outcome.into() });
             match next {
                 Next::Done => {}
@@ -223,32 +248,49 @@ impl Retry {
     }
 }
 
-/// One call of a retry: what both of its shells, the async function and the tower future, carry.
+/// What a call needs from its start.
 #[derive(Debug)]
-pub(crate) struct Call {
-    progress: Progress,
+pub(crate) struct Began {
     /// Read only where the time in all is limited.
-    started: Option<Instant>,
+    at: Option<Instant>,
     _in_flight: Option<BudgetCall>,
-    /// The request cannot be repeated.
-    pub(crate) once: bool,
 }
 
-impl Call {
-    /// Whether an attempt without delay should let the runtime in.
-    pub(crate) fn must_yield(&self) -> bool {
-        self.progress.attempts.is_multiple_of(YIELD_EVERY)
+/// What a call carries from one attempt to the next. Made when the first attempt has failed.
+#[derive(Debug, Default)]
+pub(crate) struct Past<R> {
+    progress: Progress,
+    pub(crate) record: R,
+}
+
+/// Where a value is made when it is first needed.
+pub(crate) trait Slot<P> {
+    fn get(&mut self) -> &mut P;
+}
+
+impl<P: Default> Slot<P> for Option<P> {
+    fn get(&mut self) -> &mut P {
+        self.get_or_insert_default()
     }
 }
 
+/// What comes between two attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    None,
+    /// The runtime gets a chance to take the task's turn away.
+    Yield,
+    Sleep(Duration),
+}
+
 struct Now<'r> {
-    started: Option<Instant>,
-    random: &'r Random,
+    began: Option<Instant>,
+    random: Option<&'r Random>,
 }
 
 impl World for Now<'_> {
     fn elapsed(&self) -> Duration {
-        self.started.map_or(Duration::ZERO, |started| started.elapsed())
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
 
     fn fits(&self, wait: Duration) -> bool {
@@ -256,6 +298,6 @@ impl World for Now<'_> {
     }
 
     fn unit(&self) -> f64 {
-        self.random.unit()
+        self.random.map_or_else(fastrand::f64, Random::unit)
     }
 }

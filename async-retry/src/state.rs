@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use async_policy::{Outcome, Verdict};
+use async_policy::{Outcome, Rejection, Verdict};
 
 use crate::backoff::Cursor;
 use crate::{After, Backoff, Budget, BudgetToken};
@@ -68,7 +68,7 @@ pub enum StopReason {
     Deadline,
     /// The budget allows no extra attempt now.
     Budget,
-    /// An inner policy refused, and does not say for how long, or for longer than the cap, or waiting is not wanted.
+    /// An inner policy refused, and will go on to, or for longer than the cap; or waiting is not wanted.
     Refused,
     /// The delays of the backoff have come to their end.
     Backoff,
@@ -122,7 +122,7 @@ impl Limits {
                 after = After::TimedOut;
                 None
             }
-            Outcome::Refused(_) => return self.next_after_refusal(progress, outcome, world),
+            Outcome::Refused(rejection) => return self.next_after_refusal(progress, rejection, world),
         };
         self.spend(progress);
         if let Some(budget) = &self.budget {
@@ -142,18 +142,29 @@ impl Limits {
     }
 
     /// Nothing was started, so nothing is spent: a token that is held stays for the next attempt.
-    fn next_after_refusal(&self, progress: &mut Progress, outcome: &Outcome<'_>, world: &impl World) -> Next {
-        let Outcome::Refused(rejection) = outcome else { unreachable!("asked for refusals only") };
+    fn next_after_refusal(&self, progress: &mut Progress, rejection: &Rejection, world: &impl World) -> Next {
         let cap = self.backoff.cap();
-        let Some(wait) = rejection.retry_after().filter(|wait| self.wait_for_refusals && *wait <= cap) else {
-            return Next::Stop(StopReason::Refused);
+        let wait = match rejection.retry_after() {
+            Some(wait) if self.wait_for_refusals && wait <= cap => Some(wait),
+            None if self.wait_for_refusals && rejection.reason().may_pass() => None,
+            _ => return Next::Stop(StopReason::Refused),
         };
         if self.used_up(progress) {
             return Next::Stop(StopReason::Attempts);
         }
-        // Everybody was told the same moment: a jittered backoff spreads them behind it.
-        let spread = self.backoff.spread_behind(&mut progress.cursor, progress.attempts, || world.unit());
-        self.wait(progress, wait.saturating_add(spread).min(cap), None, world)
+        let Progress { cursor, attempts, .. } = progress;
+        let delay = match wait {
+            // Everybody was told the same moment: a jittered backoff spreads them behind it.
+            Some(wait) => {
+                let spread = self.backoff.spread_behind(cursor, *attempts, || world.unit());
+                wait.saturating_add(spread).min(cap)
+            }
+            None => match self.backoff.next(cursor, *attempts, || world.unit()) {
+                Some(delay) => delay,
+                None => return Next::Stop(StopReason::Backoff),
+            },
+        };
+        self.wait(progress, delay, None, world)
     }
 
     fn wait(

@@ -13,7 +13,16 @@ use tower_service::Service;
 
 use crate::Retry;
 use crate::report::Best;
-use crate::retry::Call;
+use crate::retry::{Began, Past, Pause, Slot};
+
+/// Boxed: inline it would cost every success.
+type Boxed<P> = Option<Box<P>>;
+
+impl<P: Default> Slot<P> for Boxed<P> {
+    fn get(&mut self) -> &mut P {
+        self.get_or_insert_default()
+    }
+}
 
 /// [`Retry`] as a tower layer.
 #[derive(Clone, Debug)]
@@ -126,7 +135,7 @@ where
         // The future keeps the instance that was polled ready, and this service a fresh one.
         let fresh = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, fresh);
-        let call = self.retry.begin();
+        let began = self.retry.begin();
         let again = self.cloner.try_clone(&request);
         let state = State::running(service.call(request), &self.retry);
         RetryFuture {
@@ -136,8 +145,8 @@ where
             retry: self.retry.clone(),
             classifier: self.classifier.clone(),
             cloner: self.cloner.clone(),
-            call,
-            best: Best::default(),
+            began,
+            past: None,
         }
     }
 }
@@ -161,8 +170,8 @@ pin_project! {
         retry: Retry,
         classifier: C,
         cloner: K,
-        call: Call,
-        best: Best<S::Response, S::Error>,
+        began: Began,
+        past: Boxed<Past<Best<S::Response, S::Error>>>,
     }
 }
 
@@ -184,7 +193,7 @@ impl<F> State<F> {
         F: Future<Output = Result<T, E>>,
         E: PolicyError,
     {
-        match &retry.config.attempt_timeout {
+        match retry.attempt_timeout() {
             None => Self::Running { attempt },
             Some(timeout) => {
                 let mut timed = TimeoutLayer::new(timeout.clone()).layer(Ready { future: Some(attempt) });
@@ -250,19 +259,17 @@ where
                     continue;
                 }
             };
-            this.call.once = this.again.is_none();
-            let classifier = &*this.classifier;
-            let delay = match this.retry.settle(this.call, this.best, |a| classifier.classify(a), result) {
+            let classify = |answer: Result<&_, &_>| this.classifier.classify(answer);
+            let again = this.again.is_some();
+            let pause = match this.retry.settle(this.began, this.past, again, classify, result) {
                 ControlFlow::Break(result) => return Poll::Ready(result),
-                ControlFlow::Continue(delay) => delay,
+                ControlFlow::Continue(pause) => pause,
             };
             // The failed attempt is dropped here: what it held is free before the next one asks for it.
-            this.state.set(if !delay.is_zero() {
-                State::Pausing { timer: Box::pin(tokio::time::sleep(delay)) }
-            } else if this.call.must_yield() {
-                State::Yielding
-            } else {
-                State::Readying
+            this.state.set(match pause {
+                Pause::None => State::Readying,
+                Pause::Yield => State::Yielding,
+                Pause::Sleep(delay) => State::Pausing { timer: Box::pin(tokio::time::sleep(delay)) },
             });
         }
     }
@@ -272,7 +279,7 @@ impl<S: Service<R>, R, C, K> fmt::Debug for RetryFuture<S, R, C, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryFuture")
             .field("retry", &self.retry)
-            .field("call", &self.call)
+            .field("began", &self.began)
             .finish_non_exhaustive()
     }
 }
