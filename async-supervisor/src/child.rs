@@ -100,6 +100,14 @@ impl Child {
         self
     }
 
+    /// It calls [`ctx.heartbeat()`](Context::heartbeat) at least this often once it is up. When a heartbeat is overdue, it is
+    /// stopped, and that counts as a failure however it ends ([`Exit::MissedHeartbeat`](crate::Exit::MissedHeartbeat)).
+    /// Zero is refused when the supervisor is started.
+    pub fn with_heartbeat(mut self, within: Duration) -> Self {
+        self.rules().heartbeat = Some(within);
+        self
+    }
+
     /// Its end for good can stop the supervisor: see [`AutoShutdown`](crate::AutoShutdown).
     pub fn with_significant(mut self) -> Self {
         self.rules().significant = true;

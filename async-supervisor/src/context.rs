@@ -1,10 +1,13 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-use crate::Handle;
 use crate::handle::{Message, Shared};
 use crate::state::Key;
+use crate::{Handle, Health};
 
 /// What a worker has in hand during one run.
 ///
@@ -17,6 +20,26 @@ pub struct Context {
     pub(crate) key: Key,
     pub(crate) epoch: u64,
     pub(crate) attempt: u64,
+    pub(crate) beat: Option<Arc<Beat>>,
+}
+
+/// When a heart last beat.
+#[derive(Debug)]
+pub(crate) struct Beat {
+    started: Instant,
+    within: Duration,
+    /// In nanoseconds since the start.
+    last: AtomicU64,
+}
+
+impl Beat {
+    pub(crate) fn new(within: Duration) -> Self {
+        Self { started: Instant::now(), within, last: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn last(&self) -> Instant {
+        self.started + Duration::from_nanos(self.last.load(Ordering::Relaxed))
+    }
 }
 
 impl Context {
@@ -57,6 +80,26 @@ impl Context {
     /// Says that the worker is up, for a child [with readiness](crate::Child::with_readiness). Further calls have no effect.
     pub fn ready(&self) {
         self.shared.send(Message::Ready { key: self.key, epoch: self.epoch });
+    }
+
+    /// Says that the worker is alive, for a child [with a heartbeat](crate::Child::with_heartbeat): one clock reading and one store.
+    pub fn heartbeat(&self) {
+        if let Some(beat) = &self.beat {
+            let nanos = u64::try_from(beat.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            beat.last.store(nanos, Ordering::Relaxed);
+        }
+    }
+
+    /// How far apart heartbeats may be at most; `None` for a child without one. A worker does well to beat twice as often, as
+    /// systemd advises for its own watchdog.
+    #[must_use]
+    pub fn heartbeat_within(&self) -> Option<Duration> {
+        self.beat.as_ref().map(|beat| beat.within)
+    }
+
+    /// Says how the worker does: shown in snapshots, and an event when it changes.
+    pub fn report_health(&self, health: Health) {
+        self.shared.send(Message::Health { key: self.key, epoch: self.epoch, health });
     }
 
     /// The supervisor that runs this worker.

@@ -8,16 +8,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::event::Hub;
 use crate::state::{Core, Key, Phase, Stage, State, Verb};
+use crate::watchdog::Watchdog;
 use crate::{
-    Cause, Child, ChildSnapshot, ChildState, CommandError, Exit, Report, Snapshot, StartError, Strategy,
-    SupervisorState,
+    Cause, Child, ChildSnapshot, ChildState, CommandError, Events, Exit, Health, Report, Snapshot, Stalls,
+    StartError, Strategy, SupervisorState,
 };
 
 /// What the supervisor's loop is told.
 pub(crate) enum Message {
     Exit { key: Key, epoch: u64, exit: Exit, text: Option<Arc<str>> },
     Ready { key: Key, epoch: u64 },
+    Health { key: Key, epoch: u64, health: Health },
     Add { child: Child, reply: Reply },
     Command { verb: Verb, name: Arc<str>, reply: Reply },
     Force,
@@ -32,16 +35,29 @@ pub(crate) enum Progress {
     Over(Arc<Report>),
 }
 
+/// Where a supervisor stands in its tree.
+pub(crate) struct Place {
+    /// The path of its parent.
+    pub(crate) above: Option<Arc<str>>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) watchdog: Option<Arc<Watchdog>>,
+}
+
 /// What the loop, the handles and the contexts share.
 pub(crate) struct Shared {
     pub(crate) name: Arc<str>,
+    /// The names from the root on.
+    pub(crate) path: Arc<str>,
     pub(crate) strategy: Strategy,
     /// Held for a few lines at a time; no code of a user's runs under it.
     core: Mutex<Core>,
     messages: mpsc::UnboundedSender<Message>,
     pub(crate) stop: CancellationToken,
     pub(crate) progress: watch::Sender<Progress>,
-    pub(crate) nested: Mutex<HashMap<Key, Handle>>,
+    nested: Mutex<HashMap<Key, Handle>>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) watchdog: Option<Arc<Watchdog>>,
 }
 
 impl fmt::Debug for Shared {
@@ -55,12 +71,26 @@ impl Shared {
         name: Arc<str>,
         strategy: Strategy,
         core: Core,
-        stop: CancellationToken,
+        place: Place,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Message>) {
         let (messages, inbox) = mpsc::unbounded_channel();
-        let progress = watch::Sender::new(Progress::Starting);
-        let nested = Mutex::default();
-        (Arc::new(Self { name, strategy, core: Mutex::new(core), messages, stop, progress, nested }), inbox)
+        let path = match &place.above {
+            Some(above) => format!("{above}/{name}").into(),
+            None => Arc::clone(&name),
+        };
+        let shared = Self {
+            name,
+            path,
+            strategy,
+            core: Mutex::new(core),
+            messages,
+            stop: place.stop,
+            progress: watch::Sender::new(Progress::Starting),
+            nested: Mutex::default(),
+            hub: place.hub,
+            watchdog: place.watchdog,
+        };
+        (Arc::new(shared), inbox)
     }
 
     pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
@@ -70,6 +100,14 @@ impl Shared {
 
     pub(crate) fn nested(&self) -> MutexGuard<'_, HashMap<Key, Handle>> {
         self.nested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of a child that is a supervisor.
+    pub(crate) fn forget(&self, key: Key) {
+        let mut nested = self.nested();
+        let gone = if nested.is_empty() { None } else { nested.remove(&key) };
+        drop(nested);
+        drop(gone);
     }
 
     /// After the end of the supervisor there is nobody to tell.
@@ -101,20 +139,32 @@ impl Handle {
     /// The whole tree from here on, as it is now. Never waits.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let now = Instant::now();
-        let mut snapshot = self.shared.snapshot(now);
-        // Below, one supervisor after the other, each under its own lock only.
-        let nested: Vec<_> = self.shared.nested().values().cloned().collect();
-        if !nested.is_empty() {
-            let mut below: HashMap<_, _> = nested
-                .into_iter()
-                .map(|handle| (Arc::clone(&handle.shared.name), handle.snapshot()))
-                .collect();
-            for child in &mut snapshot.children {
-                child.supervisor = below.remove(&child.name);
-            }
+        let (mut snapshot, below) = self.shared.snapshot(Instant::now());
+        // One supervisor after the other, each under its own lock only.
+        for (index, handle) in below {
+            snapshot.children[index].supervisor = Some(handle.snapshot());
         }
         snapshot
+    }
+
+    /// The events of the whole tree this supervisor is in, from now on.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.shared.hub.subscribe()
+    }
+
+    /// What the [watchdog](crate::Supervisor::with_watchdog) has seen; `None` without one. It answers from any thread, also
+    /// while the runtime is blocked.
+    #[must_use]
+    pub fn stalls(&self) -> Option<Stalls> {
+        self.shared.watchdog.as_ref().map(|dog| dog.stalls())
+    }
+
+    /// The handle of a child that is a supervisor; `None` if there is no such child, or it has not been started yet.
+    #[must_use]
+    pub fn supervisor(&self, name: &str) -> Option<Handle> {
+        let key = self.shared.core().children.find(name)?;
+        self.shared.nested().get(&key).cloned()
     }
 
     async fn tell(&self, message: impl FnOnce(Reply) -> Message) -> Result<(), CommandError> {
@@ -284,10 +334,14 @@ impl Shared {
         }
     }
 
-    fn snapshot(&self, now: Instant) -> Snapshot {
+    /// This supervisor alone, and which of its children are supervisors.
+    fn snapshot(&self, now: Instant) -> (Snapshot, Vec<(usize, Handle)>) {
+        let nested = self.nested().clone();
+        let mut below = Vec::new();
         let core = self.core();
         let group = core.group_due();
-        let children = core.children.iter().map(|(_, child)| {
+        let children = core.children.iter().enumerate().map(|(index, (key, child))| {
+            below.extend(nested.get(&key).map(|handle| (index, handle.clone())));
             let since = now.saturating_duration_since(child.since);
             let left = |at: Instant| at.saturating_duration_since(now);
             let (state, uptime, next_restart) = match child.state {
@@ -309,10 +363,11 @@ impl Shared {
                 uptime,
                 next_restart,
                 last_error: child.last_error.clone(),
+                degraded: child.health.clone(),
                 supervisor: None,
             }
         });
-        Snapshot {
+        let snapshot = Snapshot {
             name: Arc::clone(&self.name),
             strategy: self.strategy,
             children: children.collect(),
@@ -322,7 +377,8 @@ impl Shared {
                 Phase::Down => SupervisorState::Stopping,
                 Phase::Ended => SupervisorState::Stopped,
             },
-        }
+        };
+        (snapshot, below)
     }
 }
 

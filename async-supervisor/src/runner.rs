@@ -8,14 +8,18 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::context::Beat;
+use crate::event::{Event, EventKind};
 use crate::handle::{Message, Progress, Reply, Shared};
-use crate::state::{Action, Answer, CommandId, End, Ending, Key, Phase};
-use crate::worker::Launch;
+use crate::state::{Action, Answer, CommandId, End, Ending, Key, Note, Phase};
+use crate::watchdog::Leash;
+use crate::worker::{Launch, bury};
 use crate::{Cause, Child, CommandError, Context, Exit, MeltDown, Report};
 
 /// Reports the end of a run to the supervisor, exactly once, however it ends.
 pub(crate) struct Guard {
     shared: Arc<Shared>,
+    name: Arc<str>,
     token: CancellationToken,
     key: Key,
     epoch: u64,
@@ -23,6 +27,14 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
+    pub(crate) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) const fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     pub(crate) fn ended(&mut self, exit: Exit) {
         if std::mem::replace(&mut self.reported, true) {
             return;
@@ -39,11 +51,19 @@ impl Drop for Guard {
     }
 }
 
-/// A child's specification, and what is needed to stop its current run.
+/// A child's specification, and its current run.
 struct Unit {
     name: Arc<str>,
     launch: Arc<dyn Launch>,
-    run: Option<(CancellationToken, Option<AbortHandle>)>,
+    heartbeat: Option<Duration>,
+    run: Option<Run>,
+}
+
+/// What is needed to stop a run, and to hear its heart.
+struct Run {
+    token: CancellationToken,
+    abort: Option<AbortHandle>,
+    beat: Option<Arc<Beat>>,
 }
 
 /// The loop of one supervisor: the only one that moves its core.
@@ -93,7 +113,12 @@ impl Runner {
         if index >= self.units.len() {
             self.units.resize_with(index + 1, || None);
         }
-        self.units[index] = Some(Unit { name: child.name, launch: child.launch, run: None });
+        self.units[index] = Some(Unit {
+            heartbeat: child.rules.heartbeat,
+            name: child.name,
+            launch: child.launch,
+            run: None,
+        });
     }
 
     fn unit(&mut self, key: Key) -> Option<&mut Unit> {
@@ -139,23 +164,45 @@ impl Runner {
             self.act(&up);
         }
         let report = Arc::new(self.report());
+        self.emit(|| EventKind::Ended { report: Arc::clone(&report) });
         self.shared.progress.send_replace(Progress::Over(Arc::clone(&report)));
         report
+    }
+
+    /// Makes and sends an event, if somebody listens.
+    fn emit(&self, kind: impl FnOnce() -> EventKind) {
+        if self.shared.hub.is_observed() {
+            self.shared.hub.emit(Event { supervisor: Arc::clone(&self.shared.path), kind: kind() });
+        }
+    }
+
+    fn emit_of(&self, key: Key, kind: impl FnOnce(Arc<str>) -> EventKind) {
+        if let Some(Some(unit)) = self.units.get(key.0 as usize) {
+            self.emit(|| kind(Arc::clone(&unit.name)));
+        }
     }
 
     fn take(&mut self, now: Instant, message: Message) {
         match message {
             Message::Exit { key, epoch, exit, text } => {
                 let end = if exit.is_normal() { End::Normal } else { End::Abnormal };
-                let down = {
+                let (down, overdue) = {
                     let mut core = self.shared.core();
                     let down = core.phase == Phase::Down;
-                    core.exited(now, key, epoch, end, text);
-                    down
+                    (down, core.exited(now, key, epoch, end, text))
                 };
+                let exit = overdue.unwrap_or(exit);
+                self.emit_of(key, |child| EventKind::Exited { child, exit: exit.clone() });
                 if down && !matches!(exit, Exit::Completed | Exit::Aborted) {
                     let name = self.unit(key).map(|unit| Arc::clone(&unit.name));
                     self.failed.extend(name.map(|name| (name, exit)));
+                } else {
+                    bury(exit);
+                }
+            }
+            Message::Health { key, epoch, health } => {
+                if self.shared.core().health(key, epoch, health.clone()) {
+                    self.emit_of(key, |child| EventKind::HealthChanged { child, health });
                 }
             }
             Message::Ready { key, epoch } => self.shared.core().ready(now, key, epoch),
@@ -207,45 +254,76 @@ impl Runner {
     /// Does what the core has decided, outside its lock.
     fn act(&mut self, up: &impl Fn()) {
         let mut actions = std::mem::take(&mut self.actions);
-        std::mem::swap(&mut self.shared.core().actions, &mut actions);
-        for action in actions.drain(..) {
-            match action {
-                Action::Start { key, epoch, attempt } => self.launch(key, epoch, attempt),
-                Action::Cancel { key } => {
-                    if let Some((token, _)) = self.unit(key).and_then(|unit| unit.run.as_ref()) {
-                        token.cancel();
-                    }
-                }
-                Action::Abort { key } => {
-                    if let Some((_, Some(abort))) = self.unit(key).and_then(|unit| unit.run.as_ref()) {
-                        abort.abort();
-                    }
-                }
-                Action::Forget { key } => {
-                    if let Some(slot) = self.units.get_mut(key.0 as usize) {
-                        *slot = None;
-                    }
-                }
-                Action::Answer { id, answer } => self.answer(id, answer),
-                Action::Up => {
-                    self.shared.progress.send_replace(Progress::Up);
-                    up();
-                }
-                Action::Ended => self.ended = true,
-                Action::Note { .. } => {}
+        loop {
+            std::mem::swap(&mut self.shared.core().actions, &mut actions);
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions.drain(..) {
+                self.carry_out(action, up);
             }
         }
         self.actions = actions;
     }
 
+    fn carry_out(&mut self, action: Action, up: &impl Fn()) {
+        match action {
+            Action::Start { key, epoch, attempt } => self.launch(key, epoch, attempt),
+            Action::Cancel { key } => {
+                if let Some(run) = self.run_of(key) {
+                    run.token.cancel();
+                }
+            }
+            Action::Abort { key } => {
+                if let Some(abort) = self.run_of(key).and_then(|run| run.abort.as_ref()) {
+                    abort.abort();
+                }
+            }
+            Action::Forget { key } => {
+                self.emit_of(key, |child| EventKind::Removed { child });
+                self.shared.forget(key);
+                bury(self.units.get_mut(key.0 as usize).and_then(Option::take));
+            }
+            Action::Listen { key, epoch } => {
+                if let Some(last) = self.run_of(key).and_then(|run| run.beat.as_ref()).map(|beat| beat.last())
+                {
+                    self.shared.core().beat(Instant::now(), key, epoch, last);
+                }
+            }
+            Action::Answer { id, answer } => self.answer(id, answer),
+            Action::Up => {
+                self.shared.progress.send_replace(Progress::Up);
+                self.emit(|| EventKind::Up);
+                up();
+            }
+            Action::Stopping => self.emit(|| EventKind::Stopping),
+            Action::Ended => self.ended = true,
+            Action::Note { key, note } => self.emit_of(key, |child| match note {
+                Note::Ready => EventKind::Ready { child },
+                Note::Restarting { delay } => EventKind::Restarting { child, delay },
+                Note::Aborted => EventKind::Aborted { child },
+                Note::Stuck => EventKind::Stuck { child },
+            }),
+        }
+    }
+
+    fn run_of(&self, key: Key) -> Option<&Run> {
+        self.units.get(key.0 as usize)?.as_ref()?.run.as_ref()
+    }
+
     fn launch(&mut self, key: Key, epoch: u64, attempt: u64) {
+        self.emit_of(key, |child| EventKind::Started { child, attempt });
         let shared = Arc::clone(&self.shared);
         let Some(unit) = self.unit(key) else { return };
         let token = CancellationToken::new();
-        let guard = Guard { shared: Arc::clone(&shared), token: token.clone(), key, epoch, reported: false };
-        let ctx = Context { shared, name: Arc::clone(&unit.name), token: token.clone(), key, epoch, attempt };
+        let beat = unit.heartbeat.map(|within| Arc::new(Beat::new(within)));
+        let name = Arc::clone(&unit.name);
+        let guard =
+            Guard { shared: Arc::clone(&shared), name, token: token.clone(), key, epoch, reported: false };
+        let name = Arc::clone(&unit.name);
+        let ctx = Context { shared, name, token: token.clone(), key, epoch, attempt, beat: beat.clone() };
         let abort = Arc::clone(&unit.launch).launch(ctx, guard);
-        unit.run = Some((token, abort));
+        unit.run = Some(Run { token, abort, beat });
     }
 
     fn report(&mut self) -> Report {
@@ -278,7 +356,7 @@ impl Runner {
             supervisor,
             cause,
             aborted: core.aborted.clone(),
-            leaked: core.leaked.clone(),
+            leaked: core.leaked(),
             failed: std::mem::take(&mut self.failed),
             took: core.down_since.map_or(Duration::ZERO, |since| since.elapsed()),
         }
@@ -288,12 +366,47 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         for unit in self.units.drain(..).flatten() {
-            if let Some((token, abort)) = unit.run {
-                token.cancel();
-                if let Some(abort) = abort {
+            if let Some(run) = &unit.run {
+                run.token.cancel();
+                if let Some(abort) = &run.abort {
                     abort.abort();
                 }
             }
+            bury(unit);
         }
+    }
+}
+
+/// The supervisor at the root of a tree: with it, the watchdog and the events end.
+pub(crate) struct Root {
+    runner: Runner,
+    end: RootEnd,
+}
+
+struct RootEnd {
+    shared: Arc<Shared>,
+    _leash: Option<Leash>,
+}
+
+impl Drop for RootEnd {
+    fn drop(&mut self) {
+        self.shared.hub.close();
+    }
+}
+
+impl Runner {
+    pub(crate) fn into_root(self) -> Root {
+        let shared = Arc::clone(&self.shared);
+        let leash = shared.watchdog.as_ref().map(|dog| dog.start(&shared));
+        Root { runner: self, end: RootEnd { shared, _leash: leash } }
+    }
+}
+
+impl Root {
+    pub(crate) async fn run(self) -> Arc<Report> {
+        let Self { runner, end } = self;
+        let report = runner.run(|| {}).await;
+        drop(end);
+        report
     }
 }

@@ -105,6 +105,8 @@ pub struct ChildSnapshot {
     pub next_restart: Option<Duration>,
     /// How it last failed.
     pub last_error: Option<Arc<str>>,
+    /// Why it works less well than it should, as it says itself.
+    pub degraded: Option<Arc<str>>,
     /// What is below it, if it is a supervisor.
     pub supervisor: Option<Snapshot>,
 }
@@ -132,6 +134,9 @@ impl Snapshot {
                 0 => {}
                 1 => f.write_str("  1 restart")?,
                 n => write!(f, "  {n} restarts")?,
+            }
+            if let Some(why) = &child.degraded {
+                write!(f, "  degraded: {why}")?;
             }
             if let Some(error) = &child.last_error {
                 write!(f, "  {error}")?;

@@ -5,9 +5,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::handle::Shared;
+use crate::event::Hub;
+use crate::handle::{Place, Shared};
 use crate::runner::{Guard, Runner};
 use crate::state::{Config, Core};
+use crate::watchdog::Watchdog;
 use crate::worker::{Launch, Task};
 use crate::{
     AutoShutdown, Cause, Child, ConfigError, Context, Exit, Handle, Intensity, Running, Shutdown, StartError,
@@ -34,6 +36,7 @@ pub struct Supervisor {
     name: Arc<str>,
     config: Config,
     seed: Option<u64>,
+    watchdog: Option<Duration>,
     children: Vec<Child>,
 }
 
@@ -51,7 +54,7 @@ impl Supervisor {
             max_children: None,
             seed: 0,
         };
-        Self { name: "supervisor".into(), config, seed: None, children: Vec::new() }
+        Self { name: "supervisor".into(), config, seed: None, watchdog: None, children: Vec::new() }
     }
 
     /// A child that falls is restarted alone.
@@ -128,7 +131,16 @@ impl Supervisor {
         self
     }
 
-    fn prepare(&self, stop: CancellationToken) -> Result<(Handle, Runner), ConfigError> {
+    /// Watches, from a thread of its own, for polls that block a thread of the runtime for longer than `limit`: see
+    /// [`Handle::stalls`] and [`EventKind::Stalled`](crate::EventKind::Stalled). For the supervisor at the root; below, it has no effect.
+    ///
+    /// It wakes the runtime a few times per `limit` for a sign of life, and costs each poll of a worker about 50 ns.
+    pub fn with_watchdog(mut self, limit: Duration) -> Self {
+        self.watchdog = Some(limit);
+        self
+    }
+
+    fn prepare(&self, place: Place) -> Result<(Handle, Runner), ConfigError> {
         let mut config = self.config.clone();
         config.seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
         let (check, strategy, most) = (config.auto_shutdown, config.strategy, config.max_children);
@@ -149,7 +161,7 @@ impl Supervisor {
             let key = key.ok_or_else(|| ConfigError::new("child.name", &child.name, "a name of its own"))?;
             children.push((key, child.clone()));
         }
-        let (shared, inbox) = Shared::new(Arc::clone(&self.name), strategy, core, stop);
+        let (shared, inbox) = Shared::new(Arc::clone(&self.name), strategy, core, place);
         let runner = Runner::new(Arc::clone(&shared), inbox, children, check, most.unwrap_or(usize::MAX));
         Ok((Handle::new(shared), runner))
     }
@@ -164,8 +176,12 @@ impl Supervisor {
     ///
     /// Outside a tokio runtime with timers.
     pub fn spawn(self) -> Result<Running, ConfigError> {
-        let (handle, runner) = self.prepare(CancellationToken::new())?;
-        tokio::spawn(async move { runner.run(|| {}).await });
+        let watchdog = self.watchdog.map(Watchdog::new);
+        let place =
+            Place { above: None, stop: CancellationToken::new(), hub: Arc::new(Hub::new()), watchdog };
+        let (handle, runner) = self.prepare(place)?;
+        let root = runner.into_root();
+        tokio::spawn(root.run());
         Ok(Running::new(handle))
     }
 
@@ -210,9 +226,15 @@ struct Nested(Arc<Supervisor>);
 
 impl Launch for Nested {
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
-        let prepared = self.0.prepare(ctx.token().clone());
+        let above = &ctx.shared;
+        let prepared = self.0.prepare(Place {
+            above: Some(Arc::clone(&above.path)),
+            stop: ctx.token().clone(),
+            hub: Arc::clone(&above.hub),
+            watchdog: above.watchdog.clone(),
+        });
         if let Ok((handle, _)) = &prepared {
-            ctx.shared.nested().insert(ctx.key, handle.clone());
+            above.nested().insert(ctx.key, handle.clone());
         }
         let prepared = std::sync::Mutex::new(Some(prepared));
         let work = move |ctx: Context| {

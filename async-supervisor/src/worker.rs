@@ -8,6 +8,7 @@ use std::task::{Poll, ready};
 use pin_project_lite::pin_project;
 use tokio::task::AbortHandle;
 
+use crate::poll;
 use crate::runner::Guard;
 use crate::{BoxError, Context, Exit, WorkerError};
 
@@ -121,6 +122,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
         let mut this = self.project();
+        let _entered = poll::enter(this.guard.shared(), this.guard.name());
         let polled = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 match this.stage.as_mut().project() {
@@ -158,7 +160,14 @@ pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Exit {
     } else {
         Arc::from("(no message)")
     };
-    // A payload whose drop panics must not take the supervisor along.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+    bury(panic);
     Exit::Panicked(said)
+}
+
+/// Drops what is a user's: if that panics, it must not take the supervisor along.
+pub(crate) fn bury<T>(value: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        // What a panic carries may panic in its turn; it is better leaked.
+        std::mem::forget(panic);
+    }
 }

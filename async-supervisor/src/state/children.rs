@@ -32,6 +32,8 @@ pub(crate) struct Child {
     pub(crate) failures: u32,
     /// How its last failure read.
     pub(crate) last_error: Option<Arc<str>>,
+    /// Why it works less well than it should, as it says itself.
+    pub(crate) health: Option<Arc<str>>,
     /// The command that is answered when it gets where it is going.
     pub(crate) command: Option<CommandId>,
     prev: u32,
@@ -94,6 +96,7 @@ impl Children {
             restarts: 0,
             failures: 0,
             last_error: None,
+            health: None,
             command: None,
             prev: self.tail,
             next: NONE,

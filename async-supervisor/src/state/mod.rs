@@ -38,7 +38,7 @@ use timers::Timers;
 
 use crate::intensity::Window;
 use crate::spec::{AutoShutdown, Restart, Rules, Strategy};
-use crate::{Intensity, Shutdown};
+use crate::{Exit, Health, Intensity, Shutdown};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -130,8 +130,15 @@ pub(crate) enum Action {
         id: CommandId,
         answer: Answer,
     },
+    /// The child's heartbeat may be overdue: [`Core::beat`] wants to know its last.
+    Listen {
+        key: Key,
+        epoch: u64,
+    },
     /// The first start of all is through.
     Up,
+    /// All is being stopped from now on.
+    Stopping,
     /// Nothing is left to do.
     Ended,
     Note {
@@ -145,8 +152,7 @@ pub(crate) enum Action {
 pub(crate) enum Note {
     Ready,
     Restarting { delay: Duration },
-    NotReady,
-    MissedHeartbeat,
+    Aborted,
     Stuck,
 }
 
@@ -193,8 +199,6 @@ pub(crate) struct Core {
     pub(crate) cause: Option<Ending>,
     /// Since when all is being stopped.
     pub(crate) down_since: Option<Instant>,
-    /// Those that would not end even when aborted, while all was being stopped.
-    pub(crate) leaked: Vec<Arc<str>>,
     /// Those that had to be aborted while all was being stopped.
     pub(crate) aborted: Vec<Arc<str>>,
     pub(crate) actions: Vec<Action>,
@@ -225,7 +229,6 @@ impl Core {
             phase: Phase::Starting,
             cause: None,
             down_since: None,
-            leaked: Vec::new(),
             aborted: Vec::new(),
             actions: Vec::new(),
             stops: Vec::new(),
@@ -254,12 +257,16 @@ impl Core {
         self.advance(now);
     }
 
-    /// A run has ended. `error` is how its failure reads.
-    pub(crate) fn exited(&mut self, now: Instant, key: Key, epoch: u64, end: End, error: Option<Arc<str>>) {
-        let Some(child) = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive())
-        else {
-            return;
-        };
+    /// A run has ended. `error` is how its failure reads. Answers with what it counts as, if that is not how it ended.
+    pub(crate) fn exited(
+        &mut self,
+        now: Instant,
+        key: Key,
+        epoch: u64,
+        end: End,
+        error: Option<Arc<str>>,
+    ) -> Option<Exit> {
+        let child = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive())?;
         let was = std::mem::replace(&mut child.state, State::Exited(end));
         let healthy = now.saturating_duration_since(child.since);
         if was == State::Running && child.rules.backoff.is_reset_by(healthy) {
@@ -267,9 +274,15 @@ impl Core {
         }
         child.due = None;
         child.since = now;
-        if error.is_some() {
-            child.last_error = error;
+        let overdue = match was {
+            State::Stopping { why: Why::NotReady, .. } => child.rules.readiness.map(Exit::NotReady),
+            State::Stopping { why: Why::Unhealthy, .. } => child.rules.heartbeat.map(Exit::MissedHeartbeat),
+            _ => None,
+        };
+        if let Some(error) = overdue.as_ref().and_then(Exit::text).or(error) {
+            child.last_error = Some(error);
         }
+        child.health = None;
         self.alive -= 1;
         self.stuck -= usize::from(was.is_stuck());
         if self.current == Some(key) {
@@ -283,6 +296,7 @@ impl Core {
             _ => self.fell(now, key, end),
         }
         self.advance(now);
+        overdue
     }
 
     /// A child says that it is ready.
@@ -297,10 +311,46 @@ impl Core {
         }
     }
 
+    /// What a child says of its health; whether that is new.
+    pub(crate) fn health(&mut self, key: Key, epoch: u64, health: Health) -> bool {
+        let child = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive());
+        let Some(child) = child else { return false };
+        let health = match health {
+            Health::Healthy => None,
+            Health::Degraded(why) => Some(why),
+        };
+        let new = child.health != health;
+        child.health = health;
+        new
+    }
+
+    /// When a child last beat its heart: what a [`Action::Listen`] asks for.
+    pub(crate) fn beat(&mut self, now: Instant, key: Key, epoch: u64, last: Instant) {
+        let Some(child) = self.children.get_mut(key) else { return };
+        let Some(within) =
+            child.rules.heartbeat.filter(|_| child.epoch == epoch && child.state == State::Running)
+        else {
+            return;
+        };
+        match last.max(child.since).checked_add(within) {
+            Some(due) if due <= now => {
+                self.begin_stop(now, key, Why::Unhealthy);
+                self.advance(now);
+            }
+            due => self.set_due(key, due),
+        }
+    }
+
     /// The next instant at which [`tick`](Self::tick) has something to do.
     pub(crate) fn next_due(&mut self) -> Option<Instant> {
         let group = if self.current.is_none() { self.group.map(|group| group.due) } else { None };
         [self.timers.next(&self.children), group, self.budget_ends].into_iter().flatten().min()
+    }
+
+    /// Those that did not end even when aborted.
+    pub(crate) fn leaked(&self) -> Vec<Arc<str>> {
+        let stuck = self.children.iter().filter(|(_, child)| child.state.is_stuck());
+        stuck.map(|(_, child)| Arc::clone(&child.name)).collect()
     }
 
     /// When the children that are down together are started.
@@ -326,13 +376,10 @@ impl Core {
         child.due = None;
         match child.state {
             State::Restarting => self.starts.push_back(key),
-            State::Starting => {
-                self.note(key, Note::NotReady);
-                self.begin_stop(now, key, Why::NotReady);
-            }
+            State::Starting => self.begin_stop(now, key, Why::NotReady),
             State::Running => {
-                self.note(key, Note::MissedHeartbeat);
-                self.begin_stop(now, key, Why::Unhealthy);
+                let epoch = child.epoch;
+                self.actions.push(Action::Listen { key, epoch });
             }
             State::Stopping { why, stage: Stage::Asked } => {
                 child.state = State::Stopping { why, stage: Stage::Aborted };
@@ -340,6 +387,7 @@ impl Core {
                     self.aborted.push(Arc::clone(&child.name));
                 }
                 self.set_due(key, now.checked_add(grace));
+                self.note(key, Note::Aborted);
                 self.actions.push(Action::Abort { key });
             }
             State::Stopping { why, stage: Stage::Aborted } => {
@@ -391,6 +439,7 @@ impl Core {
         child.since = now;
         self.aborted.push(Arc::clone(&child.name));
         self.set_due(key, due);
+        self.note(key, Note::Aborted);
         self.actions.push(Action::Cancel { key });
         self.actions.push(Action::Abort { key });
     }

@@ -282,6 +282,7 @@ impl Core {
         self.phase = Phase::Down;
         self.cause = Some(ending);
         self.down_since = Some(now);
+        self.actions.push(Action::Stopping);
         self.budget_ends = self.config.stop_budget.and_then(|budget| now.checked_add(budget));
         self.group = None;
         self.starts.clear();
@@ -298,8 +299,9 @@ impl Core {
                 commands.push(key);
             }
             if child.state.is_stuck() {
-                self.leaked.push(Arc::clone(&child.name));
-            } else if child.state.is_alive() {
+                continue;
+            }
+            if child.state.is_alive() {
                 self.stops.push(key);
             } else {
                 resting.push(key);
@@ -343,9 +345,6 @@ impl Core {
     /// A child would not end even when aborted.
     pub(super) fn is_stuck(&mut self, now: Instant, key: Key, why: Why) {
         if self.phase == Phase::Down {
-            if let Some(child) = self.children.get(key) {
-                self.leaked.push(Arc::clone(&child.name));
-            }
             self.current = self.current.filter(|current| *current != key);
             return;
         }

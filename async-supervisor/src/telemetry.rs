@@ -1,0 +1,71 @@
+//! The one place where events become logs and metrics.
+
+use crate::Event;
+
+/// Logs the event and counts it, as the features say.
+#[cfg_attr(not(any(feature = "tracing", feature = "metrics")), allow(unused_variables))]
+pub(crate) fn record(event: &Event) {
+    #[cfg(feature = "tracing")]
+    trace(event);
+    #[cfg(feature = "metrics")]
+    count(event);
+}
+
+#[cfg(feature = "tracing")]
+fn trace(event: &Event) {
+    use crate::EventKind;
+    let supervisor = &*event.supervisor;
+    let child = event.kind.child().map(|child| &**child);
+    match &event.kind {
+        EventKind::Exited { exit, .. } if exit.is_normal() => {
+            tracing::info!(supervisor, child, "completed");
+        }
+        EventKind::Exited { exit, .. } => tracing::warn!(supervisor, child, %exit, "exited"),
+        EventKind::Restarting { delay, .. } => tracing::info!(supervisor, child, ?delay, "restarting"),
+        EventKind::Started { attempt, .. } => tracing::debug!(supervisor, child, attempt, "started"),
+        EventKind::HealthChanged { health, .. } => {
+            tracing::info!(supervisor, child, ?health, "health_changed");
+        }
+        EventKind::Aborted { .. } | EventKind::Stuck { .. } => {
+            tracing::warn!(supervisor, child, "{}", event.kind.name());
+        }
+        EventKind::Stalled(stall) => tracing::warn!(supervisor, child, %stall, "stalled"),
+        EventKind::Ended { report } if !report.is_clean() => tracing::error!(supervisor, %report, "ended"),
+        EventKind::Ended { report } => tracing::info!(supervisor, %report, "ended"),
+        _ => tracing::debug!(supervisor, child, "{}", event.kind.name()),
+    }
+}
+
+#[cfg(feature = "metrics")]
+fn count(event: &Event) {
+    use crate::{EventKind, Exit};
+    let supervisor = event.supervisor.to_string();
+    match &event.kind {
+        EventKind::Started { .. } => {
+            metrics::counter!("supervisor_starts_total", "supervisor" => supervisor).increment(1);
+        }
+        EventKind::Exited { exit, .. } => {
+            let exit = match exit {
+                Exit::Completed => "completed",
+                Exit::Failed(_) => "failed",
+                Exit::Panicked(_) => "panicked",
+                Exit::Aborted => "aborted",
+                Exit::NotReady(_) => "not_ready",
+                Exit::MissedHeartbeat(_) => "missed_heartbeat",
+                Exit::MeltedDown(_) => "melted_down",
+            };
+            metrics::counter!("supervisor_exits_total", "supervisor" => supervisor, "exit" => exit)
+                .increment(1);
+        }
+        EventKind::Restarting { .. } => {
+            metrics::counter!("supervisor_restarts_total", "supervisor" => supervisor).increment(1);
+        }
+        EventKind::Stuck { .. } => {
+            metrics::counter!("supervisor_stuck_total", "supervisor" => supervisor).increment(1);
+        }
+        EventKind::Stalled(_) => {
+            metrics::counter!("supervisor_stalls_total", "supervisor" => supervisor).increment(1);
+        }
+        _ => {}
+    }
+}
