@@ -1,9 +1,12 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod detail;
 mod engine;
 mod error;
+mod expiry;
 mod gather;
+mod limit;
 mod order;
 mod outcomes;
 mod progress;
@@ -13,10 +16,12 @@ mod state;
 mod wake;
 mod work;
 
+pub use detail::{Detail, Detailed, Plain};
 pub use error::{ItemError, Panicked};
-pub use gather::Gather;
+pub use gather::{Gather, PolicyGather};
+pub use limit::Limit;
 pub use outcomes::{IntoIter, Iter, Outcomes, Settled, Stopped};
 pub use progress::{Progress, Snapshot};
-pub use run::Run;
-pub use source::{Items, Source};
-pub use work::{InTask, InTaskFuture, Item, Work};
+pub use run::{Completed, Ordered, Run, Summary};
+pub use source::{IntoSource, Items, Streamed, streamed};
+pub use work::{Blocking, InTask, Spawned, Work};

@@ -20,14 +20,17 @@ pub struct Settled<T, E, D = ()> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stopped {
-    /// As many items failed as it was told to bear.
+    /// More items failed than it was told to bear.
     Failures,
+    /// Its [deadline](crate::Gather::with_deadline) passed, or a pause could not end before it.
+    Deadline,
 }
 
 impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Failures => "stopped at the failures allowed",
+            Self::Failures => "stopped by its failures",
+            Self::Deadline => "stopped by its deadline",
         })
     }
 }

@@ -1,93 +1,296 @@
+use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::mem;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
+use futures_core::Stream;
+
+use crate::detail::{Detailed, Keep, Plain};
 use crate::engine::Engine;
+use crate::gather::Plan;
 use crate::order::Order;
-use crate::{Gather, Outcomes, Settled, Source, Work};
+use crate::source::Source;
+use crate::{Outcomes, Settled, Stopped, Work};
 
-/// A gather over its items: await it for the [`Outcomes`].
+/// What a gather hands out for each item.
+type Each<S, W, K> = Settled<
+    <W as Work<<S as Source>::Item>>::Value,
+    <W as Work<<S as Source>::Item>>::Error,
+    <K as Keep<<S as Source>::Item>>::Detail,
+>;
+
+/// A gather over its items. Await it for all [`Outcomes`] in input order, or take them one by one.
+///
+/// | | order | memory | items while the consumer is busy |
+/// |---|---|---|---|
+/// | `.await` | input | all results | – |
+/// | [`for_each`](Self::for_each) | as they complete | O(limit) | go on |
+/// | [`stream`](Self::stream) | as they complete | O(limit) | of `run`: **stand still**; of `spawn`, `spawn_blocking`: go on |
+/// | [`ordered`](Self::ordered) | input | O(limit + ahead) | the same |
+///
+/// A stream of items in the caller's task drives them only while it is polled. An item may then run into a time-out
+/// because its consumer is slow, and an item and a consumer that take the same semaphore can wait for each other for
+/// ever: the item has its turn and is not polled, the consumer waits behind it. `for_each` and the spawned modes are
+/// immune.
 #[must_use = "futures do nothing unless polled"]
-pub struct Run<S, W>
-where
-    S: Source,
-    W: Work<S::Item>,
-{
-    state: State<S, W>,
+pub struct Run<S: Source, W: Work<S::Item>, K: Keep<S::Item> = Plain> {
+    engine: Engine<S, W, K>,
+    order: Order<Each<S, W, K>>,
+    outcomes: Option<Outcomes<W::Value, W::Error, K::Detail>>,
 }
 
-enum State<S, W>
-where
-    S: Source,
-    W: Work<S::Item>,
-{
-    Planned(Option<(Gather, S, W)>),
-    Running(Box<Running<S, W>>),
-}
+// Nothing in these is pinned: each item has a box of its own.
+impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Unpin for Run<S, W, K> {}
+impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Unpin for Completed<S, W, K> {}
+impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Unpin for Ordered<S, W, K> {}
 
-struct Running<S, W>
-where
-    S: Source,
-    W: Work<S::Item>,
-{
-    engine: Engine<S, W>,
-    order: Order<Settled<W::Value, W::Error>>,
-    outcomes: Outcomes<W::Value, W::Error>,
-}
+impl<S: Source, W: Work<S::Item>> Run<S, W> {
+    pub(crate) fn new(plan: Plan, source: S, work: W) -> Self {
+        Self { engine: Engine::new(plan, source, work), order: Order::new(), outcomes: None }
+    }
 
-// Nothing in it is pinned: each item has a box of its own.
-impl<S, W> Unpin for Run<S, W>
-where
-    S: Source,
-    W: Work<S::Item>,
-{
-}
-
-impl<S, W> Run<S, W>
-where
-    S: Source,
-    W: Work<S::Item>,
-{
-    pub(crate) const fn new(gather: Gather, source: S, work: W) -> Self {
-        Self { state: State::Planned(Some((gather, source, work))) }
+    /// Keeps a [`Detail`](crate::Detail) of each item: its input, how often it was started and how long it took. It costs
+    /// each item a clone of its input and two looks at the clock.
+    ///
+    /// ```
+    /// use async_batch::Gather;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let outcomes = Gather::up_to::<8>().run(["a", "b"], async |_| Err::<(), _>("down")).detailed().await;
+    /// for (_, result, detail) in &outcomes {
+    ///     println!("{}: {result:?} after {:?}", detail.input, detail.elapsed);
+    /// }
+    /// # }
+    /// ```
+    pub fn detailed(self) -> Run<S, W, Detailed>
+    where
+        S::Item: Clone,
+    {
+        Run { engine: self.engine.keeping(), order: Order::new(), outcomes: None }
     }
 }
 
-impl<S, W> Future for Run<S, W>
-where
-    S: Source,
-    W: Work<S::Item>,
-{
-    type Output = Outcomes<W::Value, W::Error>;
+impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
+    /// The items as they complete, as a stream. Once a gather has stopped, the items it cancelled come too, and then
+    /// the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Waiting for the next one can be dropped and nothing is lost. Dropping the stream ends the items as dropping the
+    /// call does.
+    pub fn stream(self) -> Completed<S, W, K> {
+        Completed { engine: self.engine }
+    }
+
+    /// The items in input order, as a stream.
+    ///
+    /// Behind a slow item others go on: up to `ahead` more than the limit may have started, and the results of those
+    /// that have ended are held.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`stream`](Self::stream).
+    pub fn ordered(self, ahead: usize) -> Ordered<S, W, K> {
+        Ordered { engine: self.engine, order: self.order, ready: VecDeque::new(), ahead, taken: 0 }
+    }
+
+    /// Hands each item that ends to `consumer`, one after the other, as they complete, and meanwhile goes on with those
+    /// under way. An item holds its place until the consumer has taken its result, so no more than the limit wait for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the call drops the consumer's future and ends the items as dropping the gather does; results that the
+    /// consumer has not been given are lost.
+    ///
+    /// ```
+    /// use async_batch::Gather;
+    ///
+    /// # async fn store(n: u32) {}
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let summary = Gather::up_to::<8>()
+    ///     .run(0..100, async |n| Ok::<_, std::io::Error>(n))
+    ///     .for_each(async |settled| match settled.result {
+    ///         Ok(value) => store(value).await,
+    ///         Err(error) => eprintln!("#{}: {error}", settled.index),
+    ///     })
+    ///     .await;
+    /// assert_eq!(summary.succeeded, 100);
+    /// # }
+    /// ```
+    pub async fn for_each<F, Fut>(self, mut consumer: F) -> Summary
+    where
+        F: FnMut(Each<S, W, K>) -> Fut,
+        Fut: Future<Output = ()>,
+    {
+        let mut engine = self.engine;
+        let mut waiting = VecDeque::new();
+        let mut taken = 0;
+        let mut busy = pin!(None::<Fut>);
+        poll_fn(|cx| {
+            loop {
+                if let Some(consuming) = busy.as_mut().as_pin_mut() {
+                    if consuming.poll(cx).is_ready() {
+                        busy.set(None);
+                        taken += 1;
+                    }
+                }
+                let limit = engine.plan().limit().get();
+                engine.horizon = limit.saturating_add(taken);
+                let driven = engine.drive(cx, &mut |settled| {
+                    waiting.push_back(settled);
+                    true
+                });
+                if busy.is_some() {
+                    return Poll::Pending;
+                }
+                match waiting.pop_front() {
+                    Some(settled) => busy.set(Some(consumer(settled))),
+                    None => return driven.map(drop),
+                }
+            }
+        })
+        .await;
+        Summary::of(&engine)
+    }
+}
+
+impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Future for Run<S, W, K> {
+    type Output = Outcomes<W::Value, W::Error, K::Detail>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        if let State::Planned(plan) = &mut this.state {
-            let (gather, source, work) = plan.take().expect("polled after it was ready");
-            let engine = gather.engine(source, work);
-            let outcomes = Outcomes::with_capacity(engine.size_hint().0);
-            this.state = State::Running(Box::new(Running { engine, order: Order::new(), outcomes }));
-        }
-        let State::Running(running) = &mut this.state else { unreachable!("planned runs begin above") };
-        let Running { engine, order, outcomes } = &mut **running;
+        let Self { engine, order, outcomes } = self.get_mut();
+        let outcomes = outcomes.get_or_insert_with(|| Outcomes::with_capacity(engine.size_hint().0));
         ready!(engine.drive(cx, &mut |settled| {
             order.push(settled.index, settled, |_, settled| outcomes.push(settled));
             true
         }));
         outcomes.stop(engine.core().stopped());
-        let outcomes = std::mem::replace(outcomes, Outcomes::with_capacity(0));
-        this.state = State::Planned(None);
-        Poll::Ready(outcomes)
+        Poll::Ready(mem::replace(outcomes, Outcomes::with_capacity(0)))
     }
 }
 
-impl<S, W> fmt::Debug for Run<S, W>
-where
-    S: Source,
-    W: Work<S::Item>,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Run").finish_non_exhaustive()
+/// How many items a gather started, and how they ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Items that started so far.
+    pub started: usize,
+    /// Items that succeeded.
+    pub succeeded: usize,
+    /// Items that failed.
+    pub failed: usize,
+    /// Items that were under way when the gather stopped.
+    pub cancelled: usize,
+    /// Why the gather ended before its input did; `None` if it came to its end, or has not ended.
+    pub stopped: Option<Stopped>,
+}
+
+impl Summary {
+    fn of<S: Source, W: Work<S::Item>, K: Keep<S::Item>>(engine: &Engine<S, W, K>) -> Self {
+        let [started, succeeded, failed, cancelled] = engine.core().counts();
+        Self { started, succeeded, failed, cancelled, stopped: engine.core().stopped() }
     }
 }
+
+/// The items of a gather as they complete: see [`Run::stream`].
+#[must_use = "streams do nothing unless polled"]
+pub struct Completed<S: Source, W: Work<S::Item>, K: Keep<S::Item> = Plain> {
+    engine: Engine<S, W, K>,
+}
+
+impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Completed<S, W, K> {
+    type Item = Each<S, W, K>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut next = None;
+        let driven = self.get_mut().engine.drive(cx, &mut |settled| {
+            next = Some(settled);
+            false
+        });
+        driven.map(|_| next)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        // It may stop before it has started them all.
+        (0, self.engine.size_hint().1)
+    }
+}
+
+/// The items of a gather in input order: see [`Run::ordered`].
+#[must_use = "streams do nothing unless polled"]
+pub struct Ordered<S: Source, W: Work<S::Item>, K: Keep<S::Item> = Plain> {
+    engine: Engine<S, W, K>,
+    order: Order<Each<S, W, K>>,
+    ready: VecDeque<Each<S, W, K>>,
+    ahead: usize,
+    taken: usize,
+}
+
+impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Ordered<S, W, K> {
+    type Item = Each<S, W, K>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { engine, order, ready, ahead, taken } = self.get_mut();
+        loop {
+            if let Some(next) = ready.pop_front() {
+                *taken += 1;
+                return Poll::Ready(Some(next));
+            }
+            let limit = engine.plan().limit().get();
+            engine.horizon = taken.saturating_add(limit).saturating_add(*ahead);
+            let done = ready!(engine.drive(cx, &mut |settled| {
+                order.push(settled.index, settled, |_, settled| ready.push_back(settled));
+                ready.is_empty()
+            }));
+            if done {
+                return Poll::Ready(None);
+            }
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let (_, most) = self.engine.size_hint();
+        let [_, succeeded, failed, cancelled] = self.engine.core().counts();
+        (
+            self.ready.len(),
+            most.and_then(|most| most.checked_add(succeeded + failed + cancelled - self.taken)),
+        )
+    }
+}
+
+macro_rules! streams {
+    ($($Stream:ident),*) => {$(
+        impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> $Stream<S, W, K> {
+            /// The next item, or `None` at the end.
+            ///
+            /// # Cancel safety
+            ///
+            /// Dropping it loses nothing.
+            pub async fn next(&mut self) -> Option<Each<S, W, K>> {
+                poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+            }
+
+            /// What the items came to so far.
+            #[must_use]
+            pub fn summary(&self) -> Summary {
+                Summary::of(&self.engine)
+            }
+        }
+    )*};
+}
+
+streams!(Completed, Ordered);
+
+macro_rules! opaque {
+    ($($Name:ident),*) => {$(
+        impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> fmt::Debug for $Name<S, W, K> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($Name)).field("engine", &self.engine).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+opaque!(Run, Completed, Ordered);

@@ -1,4 +1,7 @@
 use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::Stopped;
 
@@ -9,62 +12,152 @@ pub(crate) enum Rule {
     Settle,
     /// At so many failures.
     After(NonZeroUsize),
+    /// Above a share of failures among those that have ended, once there are so many.
+    Above { ratio: f64, of: NonZeroUsize },
+}
+
+/// Items in groups, with a pause between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chunks {
+    pub(crate) size: NonZeroUsize,
+    pub(crate) pause: Duration,
 }
 
 /// The counts of one gather and what follows from them. It knows no clock, no task and no item.
+///
+/// Invariants: (1) `started` = succeeded + failed + cancelled + in flight. (2) Once stopped, nothing starts and the
+/// reason does not change. (3) Nothing starts in a pause, or beyond the chunk that is under way.
 #[derive(Debug)]
 pub(crate) struct Core {
     rule: Rule,
+    chunks: Option<Chunks>,
+    /// Of the chunk under way, how many have not started.
+    chunk_left: usize,
+    pause_until: Option<Instant>,
     started: usize,
-    settled: usize,
+    succeeded: usize,
     failed: usize,
+    cancelled: usize,
     stopped: Option<Stopped>,
 }
 
+/// Whether another item may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MayStart {
+    Yes,
+    /// Not before one ends, or the one who asked changes the limit.
+    Full,
+    /// Not before the pause that begins now.
+    PauseDue(Duration),
+    /// Not before the pause is over.
+    Pausing,
+    /// No more.
+    Stopped,
+}
+
 impl Core {
-    pub(crate) const fn new(rule: Rule) -> Self {
-        Self { rule, started: 0, settled: 0, failed: 0, stopped: None }
+    pub(crate) fn new(rule: Rule, chunks: Option<Chunks>) -> Self {
+        Self {
+            rule,
+            chunks,
+            chunk_left: chunks.map_or(usize::MAX, |chunks| chunks.size.get()),
+            pause_until: None,
+            started: 0,
+            succeeded: 0,
+            failed: 0,
+            cancelled: 0,
+            stopped: None,
+        }
     }
 
-    /// Whether one more may start beside those under way.
-    pub(crate) const fn may_start(&self, limit: NonZeroUsize) -> bool {
-        self.stopped.is_none() && self.in_flight() < limit.get()
+    /// Whether one more may start beside those under way, with an index below `horizon`.
+    pub(crate) const fn may_start(&self, limit: NonZeroUsize, horizon: usize) -> MayStart {
+        if self.stopped.is_some() {
+            return MayStart::Stopped;
+        }
+        if self.pause_until.is_some() {
+            return MayStart::Pausing;
+        }
+        let in_flight = self.in_flight();
+        if self.chunk_left == 0 {
+            return match &self.chunks {
+                Some(chunks) if in_flight == 0 => MayStart::PauseDue(chunks.pause),
+                _ => MayStart::Full,
+            };
+        }
+        if in_flight < limit.get() && self.started < horizon { MayStart::Yes } else { MayStart::Full }
+    }
+
+    /// The pause that is due begins: it lasts until `until`.
+    pub(crate) const fn pause(&mut self, until: Instant) {
+        self.pause_until = Some(until);
+    }
+
+    /// Ends the pause if it is over at `now`.
+    pub(crate) fn end_pause(&mut self, now: Instant) {
+        if self.pause_until.is_some_and(|until| until <= now) {
+            self.pause_until = None;
+            self.next_chunk();
+        }
+    }
+
+    /// The next chunk begins, without a pause.
+    pub(crate) fn next_chunk(&mut self) {
+        self.chunk_left = self.chunks.map_or(usize::MAX, |chunks| chunks.size.get());
+    }
+
+    pub(crate) const fn pause_until(&self) -> Option<Instant> {
+        self.pause_until
     }
 
     /// One more has started: its index.
     pub(crate) const fn start(&mut self) -> usize {
         let index = self.started;
         self.started += 1;
+        self.chunk_left -= 1;
         index
     }
 
     /// One has ended by itself. `true` if the gather stops because of it.
     pub(crate) fn settle(&mut self, ok: bool) -> bool {
-        self.settled += 1;
-        if ok || self.stopped.is_some() {
-            return false;
+        if ok {
+            self.succeeded += 1;
+        } else {
+            self.failed += 1;
         }
-        self.failed += 1;
+        let ended = self.succeeded + self.failed;
         let stops = match self.rule {
             Rule::Settle => false,
             Rule::After(failures) => self.failed >= failures.get(),
+            Rule::Above { ratio, of } => ended >= of.get() && self.failed as f64 > ratio * ended as f64,
         };
-        if stops {
-            self.stopped = Some(Stopped::Failures);
-        }
-        stops
+        stops && self.stop(Stopped::Failures)
     }
 
     /// One has been cancelled.
     pub(crate) const fn cancel(&mut self) {
-        self.settled += 1;
+        self.cancelled += 1;
+    }
+
+    /// Nothing starts from here on. `false` if that was so already.
+    pub(crate) const fn stop(&mut self, why: Stopped) -> bool {
+        let first = self.stopped.is_none();
+        if first {
+            self.stopped = Some(why);
+        }
+        first
     }
 
     pub(crate) const fn in_flight(&self) -> usize {
-        self.started - self.settled
+        self.started - self.succeeded - self.failed - self.cancelled
     }
 
     pub(crate) const fn stopped(&self) -> Option<Stopped> {
         self.stopped
+    }
+
+    /// Started, succeeded, failed, cancelled.
+    pub(crate) const fn counts(&self) -> [usize; 4] {
+        [self.started, self.succeeded, self.failed, self.cancelled]
     }
 }

@@ -18,6 +18,8 @@ struct State {
     slots: Vec<usize>,
     /// There while the task is parked.
     task: Option<Waker>,
+    /// Something else changed: the task is not to park.
+    nudged: bool,
 }
 
 impl WakeSet {
@@ -30,6 +32,17 @@ impl WakeSet {
         let mut state = self.lock();
         state.slots.push(slot);
         self.any.store(true, Ordering::Relaxed);
+        Self::wake(state);
+    }
+
+    /// Wakes the task though no slot was woken.
+    pub(crate) fn nudge(&self) {
+        let mut state = self.lock();
+        state.nudged = true;
+        Self::wake(state);
+    }
+
+    fn wake(mut state: MutexGuard<'_, State>) {
         let task = state.task.take();
         drop(state);
         if let Some(task) = task {
@@ -46,11 +59,11 @@ impl WakeSet {
         }
     }
 
-    /// Leaves the task's waker for the next slot that is woken; `false` if one was woken already.
+    /// Leaves the task's waker for the next slot that is woken, or the next nudge; `false` if there was one already.
     pub(crate) fn park(&self, task: &Waker) -> bool {
         let task = task.clone();
         let mut state = self.lock();
-        if !state.slots.is_empty() {
+        if mem::take(&mut state.nudged) || !state.slots.is_empty() {
             drop(state);
             return false;
         }

@@ -111,10 +111,7 @@ async fn fail_fast_is_an_error_with_the_partial_results_in_it() {
             _ => Ok(n),
         })
         .await;
-    assert_eq!(
-        outcomes.to_string(),
-        "1 of 5 items failed, stopped at the failures allowed, 2 cancelled: #4: four"
-    );
+    assert_eq!(outcomes.to_string(), "1 of 5 items failed, stopped by its failures, 2 cancelled: #4: four");
     assert_eq!(outcomes.values(), [0, 2]);
     assert_eq!(outcomes.failures()[0], (1, ItemError::Cancelled));
     assert_eq!(outcomes.failures()[1], (3, ItemError::Cancelled));
@@ -156,7 +153,7 @@ async fn ready_items_give_way_to_an_outer_time_out() {
     let endless = Gather::up_to::<64>().run(0.., async |_: u64| {
         ran.set(ran.get() + 1);
         // Virtual time stands still while nothing waits for it.
-        if ran.get() % 1000 == 0 {
+        if ran.get().is_multiple_of(1000) {
             tokio::time::advance(ms(1)).await;
         }
         if ran.get() > 1_000_000 { Err(()) } else { Ok(()) }

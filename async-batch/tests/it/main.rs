@@ -1,4 +1,5 @@
 //! The public API under paused time.
 
 mod gather;
+mod modes;
 mod progress;
