@@ -66,6 +66,12 @@ impl JsonFile {
         Self { path: path.into(), options: Options::default(), ops: Arc::new(System) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn with_ops(mut self, ops: Arc<dyn Ops>) -> Self {
+        self.ops = ops;
+        self
+    }
+
     /// What a successful write promises.
     pub fn with_durability(mut self, durability: Durability) -> Self {
         self.options.durability = durability;
@@ -293,8 +299,11 @@ impl JsonFile {
     ///     let (votes, version) = file.load_versioned::<u32>().await?;
     ///     match file.save_if(version, ask_somebody(votes).await).await {
     ///         Err(error) if matches!(error.kind(), ErrorKind::Conflict) => continue,
-    ///         saved => break saved?,
-    ///     };
+    ///         saved => {
+    ///             saved?;
+    ///             break;
+    ///         }
+    ///     }
     /// }
     /// # Ok(()) }
     /// ```

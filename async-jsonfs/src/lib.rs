@@ -20,6 +20,8 @@ mod replace;
 mod state;
 mod store;
 mod target;
+#[cfg(test)]
+mod tests;
 mod version;
 
 pub use error::{Error, ErrorKind, Location, Outcome};

@@ -41,13 +41,20 @@ impl Meta {
     }
 }
 
+/// A directory: device, inode, and where that is known the time of birth, because inodes are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct DirId {
+    pub(crate) id: (u64, u64),
+    born: (i64, u32),
+}
+
 pub(crate) trait Ops: fmt::Debug + Send + Sync {
     fn open_dir(&self, path: &Path) -> io::Result<OwnedFd>;
     fn make_dir(&self, path: &Path) -> io::Result<()>;
     fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
     fn list(&self, dir: &OwnedFd) -> io::Result<Vec<OsString>>;
     fn sync_dir(&self, dir: &OwnedFd) -> io::Result<()>;
-    fn stat_dir(&self, dir: &OwnedFd) -> io::Result<Meta>;
+    fn identify(&self, dir: &OwnedFd) -> io::Result<DirId>;
 
     /// Opens to read, without waiting for the other end of a pipe.
     fn open(&self, path: &Path, follow: bool) -> io::Result<File>;
@@ -101,8 +108,14 @@ impl Ops for System {
         Ok(fs::fsync(dir)?)
     }
 
-    fn stat_dir(&self, dir: &OwnedFd) -> io::Result<Meta> {
-        Ok(Meta::from_stat(&fs::fstat(dir)?))
+    fn identify(&self, dir: &OwnedFd) -> io::Result<DirId> {
+        let id = Meta::from_stat(&fs::fstat(dir)?).id;
+        #[cfg(target_os = "linux")]
+        let born = fs::statx(dir, c"", AtFlags::EMPTY_PATH, fs::StatxFlags::BTIME)
+            .map_or((0, 0), |stat| (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
+        #[cfg(not(target_os = "linux"))]
+        let born = (0, 0);
+        Ok(DirId { id, born })
     }
 
     fn open(&self, path: &Path, follow: bool) -> io::Result<File> {

@@ -5,12 +5,14 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{ErrorKind, Fault, Outcome, Step};
-use crate::ops::{Meta, Ops};
+use crate::job::refusal;
+use crate::ops::{DirId, Meta, Ops};
 use crate::options::{Durability, Options, ReadOnly, Symlinks};
 use crate::target::{Target, check_kind, is_temporary};
+use async_policy::Reason;
 use rustix::fs::FileType;
 
 /// What to write, and over what.
@@ -66,7 +68,7 @@ impl Replace<'_> {
         let guard = Temporary { ops, target, name: &name };
         self.fill(&file, bytes, old)?;
         if self.cancelled.load(Relaxed) {
-            return Err(io::Error::from(io::ErrorKind::Interrupted)).step("write for a caller that is gone");
+            return Err(ErrorKind::Rejected(refusal(Reason::ShutDown)).into());
         }
         if let Err(error) = ops.rename(&target.dir, &name, &target.name, !self.create_new) {
             // A network file system may say no to what it has done.
@@ -90,11 +92,15 @@ impl Replace<'_> {
         let mode = if old.is_some() || options.mode.is_some() { 0o600 } else { 0o666 };
         loop {
             let name = target.temporary();
+            // From here on: a network file system may create it and report an error.
+            let guard = Temporary { ops, target, name: &name };
             let file = match ops.create(&target.dir, &name, mode) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    std::mem::forget(guard);
+                    continue;
+                }
                 created => created.step("create a temporary file")?,
             };
-            let guard = Temporary { ops, target, name: &name };
             // The lock says that its writer lives. Whoever sweeps may have been faster: then it is theirs.
             if ops.try_lock(&file).step("lock the temporary file")?
                 && ops.stat(&file).step("look at the temporary file")?.links > 0
@@ -140,21 +146,28 @@ struct Temporary<'a> {
 
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
-        // What cannot be removed now is swept later.
-        let _ = self.ops.remove(&self.target.dir, self.name);
+        let removed = self.ops.remove(&self.target.dir, self.name);
+        if removed.is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+            // Then the next write has to sweep.
+            lock_swept().remove(&self.target.dir_id);
+        }
     }
 }
 
 /// How many directories are remembered as swept before all are forgotten.
 const MOST_SWEPT: usize = 4096;
 
-static SWEPT: LazyLock<Mutex<HashSet<(u64, u64)>>> = LazyLock::new(Mutex::default);
+static SWEPT: LazyLock<Mutex<HashSet<DirId>>> = LazyLock::new(Mutex::default);
+
+fn lock_swept() -> MutexGuard<'static, HashSet<DirId>> {
+    SWEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Removes what crashed writers left in the directory, at this process's first write into it. A temporary file whose
 /// writer lives is locked by it.
 fn sweep(ops: &dyn Ops, target: &Target) {
     {
-        let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut swept = lock_swept();
         if swept.len() >= MOST_SWEPT {
             swept.clear();
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 
 use crate::error::{ErrorKind, Fault, Step};
-use crate::ops::{Meta, Ops};
+use crate::ops::{DirId, Meta, Ops};
 use crate::options::{Options, Symlinks};
 
 /// As many links as Linux follows (`MAXSYMLINKS`).
@@ -25,10 +25,10 @@ const TEMPORARY: &str = ".jsonfs-tmp";
 pub(crate) struct Target {
     pub(crate) dir: OwnedFd,
     pub(crate) name: OsString,
-    pub(crate) dir_id: (u64, u64),
+    pub(crate) dir_id: DirId,
 }
 
-pub(crate) type Key = (u64, u64, OsString);
+pub(crate) type Key = (DirId, OsString);
 
 impl Target {
     pub(crate) fn resolve(ops: &dyn Ops, path: &Path, options: &Options) -> Result<Self, Fault> {
@@ -45,7 +45,7 @@ impl Target {
                         }
                         opened => opened.step("open the directory")?,
                     };
-                    let dir_id = ops.stat_dir(&dir).step("look at the directory")?.id;
+                    let dir_id = ops.identify(&dir).step("look at the directory")?;
                     return Ok(Self { name: name.to_owned(), dir, dir_id });
                 }
             }
@@ -54,7 +54,7 @@ impl Target {
     }
 
     pub(crate) fn key(&self) -> Key {
-        (self.dir_id.0, self.dir_id.1, self.name.clone())
+        (self.dir_id, self.name.clone())
     }
 
     /// A name for a new temporary file beside it.

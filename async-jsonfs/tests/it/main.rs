@@ -3,5 +3,7 @@
 mod basics;
 mod errors;
 mod limits;
+mod lock;
 mod lossless;
+mod processes;
 mod store;

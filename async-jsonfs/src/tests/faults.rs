@@ -1,0 +1,178 @@
+//! Each operation of a change fails once, in every way; the promised outcome each time.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+use super::hooked::{Fault, Hooked};
+use crate::{Durability, Error, JsonFile, Outcome, Store};
+
+const OLD: &str = "{ \"old\": 1 }";
+
+type Map = BTreeMap<String, u64>;
+
+fn set(key: &str, value: u64) -> impl FnOnce(&mut Map) + Send + 'static {
+    let key = key.to_owned();
+    move |map| {
+        map.insert(key, value);
+    }
+}
+
+fn temporaries(dir: &Path) -> usize {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| crate::target::is_temporary(name)).count()
+}
+
+/// What a call did to the file, against what it says it did.
+fn check(case: &str, path: &Path, told: Result<(), Error>, new: &str) {
+    let now = fs::read_to_string(path).unwrap();
+    match told {
+        Ok(()) => assert_eq!(now, new, "{case}"),
+        Err(error) => match error.outcome() {
+            Outcome::NotWritten => assert_eq!(now, OLD, "{case}: {error}"),
+            Outcome::Visible => assert_eq!(now, new, "{case}: {error}"),
+            other => panic!("{case}: {other:?}"),
+        },
+    }
+}
+
+/// Runs `call` with a fault at its n-th operation, for each n, until none is left.
+async fn each_operation<F: Future<Output = Result<(), Error>>>(
+    new: &str,
+    durability: Durability,
+    call: impl Fn(JsonFile) -> F,
+) -> Vec<&'static str> {
+    let faults: [fn(usize) -> Fault; 5] = [
+        |n| Fault::Once(n, Errno::IO),
+        |n| Fault::Once(n, Errno::NOSPC),
+        |n| Fault::Once(n, Errno::ACCESS),
+        |n| Fault::From(n, Errno::IO),
+        Fault::Done,
+    ];
+    let mut calls = Vec::new();
+    for fault in faults {
+        for n in 0.. {
+            let dir = TempDir::new().unwrap();
+            let path = dir.path().join("a.json");
+            fs::write(&path, OLD).unwrap();
+            let ops = Hooked::with(fault(n), n % 2 == 0);
+            let file = JsonFile::new(&path).with_durability(durability).with_ops(Arc::clone(&ops) as _);
+            let told = call(file.clone()).await;
+            let made = ops.calls();
+            let case = format!("{:?} at {:?} of {made:?}", fault(n), made.get(n));
+            let failed = told.is_err();
+            check(&case, &path, told, new);
+            // The disk that has died cannot be tidied up; it is once it lives again.
+            if !matches!(fault(n), Fault::From(..)) {
+                assert_eq!(temporaries(dir.path()), 0, "{case}");
+            }
+            ops.set(Fault::None);
+            file.merge(BTreeMap::from([("after", 2)]))
+                .await
+                .unwrap_or_else(|error| panic!("{case}: {error}"));
+            assert_eq!(temporaries(dir.path()), 0, "{case}");
+            file.load::<Map>().await.unwrap();
+            if n >= made.len() {
+                assert!(!failed, "{case}");
+                calls = made;
+                break;
+            }
+        }
+    }
+    calls
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_save() {
+    let calls = each_operation("1\n", Durability::Durable, async |file| file.save(1).await.map(drop)).await;
+    let order: Vec<_> = calls
+        .into_iter()
+        .filter(|call| matches!(*call, "create" | "write" | "set_mode" | "sync" | "rename" | "sync_dir"))
+        .collect();
+    let mut once = order.clone();
+    once.dedup();
+    assert_eq!(once, ["create", "write", "set_mode", "sync", "rename", "sync_dir"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_visible_save() {
+    let calls = each_operation("1\n", Durability::Visible, async |file| file.save(1).await.map(drop)).await;
+    assert!(!calls.contains(&"sync") && !calls.contains(&"sync_dir"), "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_update() {
+    let new = "{ \"old\": 1, \"new\": 2 }";
+    each_operation(new, Durability::Durable, async |file| file.update(set("new", 2)).await).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_change_that_changes_nothing() {
+    each_operation(OLD, Durability::Durable, async |file| file.update(|_: &mut Map| ()).await).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_group_commit() {
+    let faults: [fn(usize) -> Fault; 3] =
+        [|n| Fault::Once(n, Errno::IO), |n| Fault::From(n, Errno::NOSPC), Fault::Done];
+    for fault in faults {
+        for n in 0.. {
+            let dir = TempDir::new().unwrap();
+            let path = dir.path().join("a.json");
+            fs::write(&path, OLD).unwrap();
+            let ops = Hooked::new(Fault::None);
+            let file = JsonFile::new(&path).with_ops(Arc::clone(&ops) as _);
+            let store = Store::<Map>::open(file.clone()).await.unwrap();
+            ops.set(fault(n));
+            let told = store.update(set("new", 2)).await;
+            let made = ops.calls();
+            let case = format!("{:?} at {:?} of {made:?}", fault(n), made.get(n));
+            // Memory is what the disk holds, whatever was told.
+            ops.set(Fault::None);
+            assert_eq!(file.load::<Map>().await.unwrap(), *store.snapshot(), "{case}");
+            check(&case, &path, told, "{ \"old\": 1, \"new\": 2 }");
+            // And it goes on: what was visible only is durable after this.
+            store.flush().await.unwrap_or_else(|error| panic!("{case}: {error}"));
+            store.update(set("next", 3)).await.unwrap();
+            assert_eq!(file.load::<Map>().await.unwrap(), *store.snapshot(), "{case}");
+            assert_eq!(temporaries(dir.path()), 0, "{case}");
+            if n >= made.len() {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_is_not_tried_again_on_the_same_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, OLD).unwrap();
+    let ops = Hooked::new(Fault::None);
+    let store = Store::<Map>::open(JsonFile::new(&path).with_ops(Arc::clone(&ops) as _)).await.unwrap();
+    store.update(set("new", 2)).await.unwrap();
+    let calls = ops.calls();
+    let nth = calls.iter().rposition(|call| *call == "sync_dir").unwrap();
+    ops.set(Fault::Once(nth - ops_before_update(&calls), Errno::IO));
+    let error = store.update(set("new", 3)).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Visible);
+    assert_eq!(store.snapshot()["new"], 3);
+    // Nothing changes any more, and still it is written: whether it was on disk is not known.
+    ops.set(Fault::None);
+    store.flush().await.unwrap();
+    let calls = ops.calls();
+    assert!(calls.contains(&"create") && calls.contains(&"rename"), "{calls:?}");
+    ops.set(Fault::None);
+    store.flush().await.unwrap();
+    assert!(!ops.calls().contains(&"create"));
+}
+
+/// The operations before the (first) update's: those of the opening.
+fn ops_before_update(calls: &[&'static str]) -> usize {
+    // Each begins with the way to the file.
+    calls.iter().enumerate().filter(|(_, call)| **call == "read_link").nth(1).unwrap().0
+}

@@ -1,0 +1,167 @@
+//! Waiting for other processes. `flock` locks belong to the open file, so a second descriptor here is as good as a process.
+
+use std::fs::{self, File};
+use std::time::Duration;
+
+use async_jsonfs::{JsonFile, Outcome, Saved, Store, load, save, update};
+use async_policy::testing::drop_at_every_await;
+use async_policy::{Deadline, Guard, PolicyError, Reason, Timeout};
+use rustix::fs::{FlockOperation, flock};
+use tempfile::TempDir;
+
+/// What another process does while it changes the file.
+fn hold(dir: &TempDir) -> File {
+    let lock = File::create(dir.path().join(".a.json.lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    lock
+}
+
+fn threads_waiting() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.trim() == "jsonfs-lock").count()
+}
+
+#[tokio::test]
+async fn a_change_waits_and_reads_and_others_do_not() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    save(&path, 1).await.unwrap();
+    let held = hold(&dir);
+    let change = tokio::spawn(update(path.clone(), |n: &mut u8| *n += 1));
+    // On its way, or waiting: reads and unlocked writers go past it.
+    assert_eq!(load::<u8>(&path).await.unwrap(), 1);
+    save(dir.path().join("b.json"), 1).await.unwrap();
+    assert!(!change.is_finished());
+    assert_eq!(load::<u8>(&path).await.unwrap(), 1);
+    drop(held);
+    change.await.unwrap().unwrap();
+    assert_eq!(load::<u8>(&path).await.unwrap(), 2);
+    let _held = hold(&dir);
+    JsonFile::new(&path).without_process_lock().save(3).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_deadline_bounds_the_wait() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let held = hold(&dir);
+    let timeout = Timeout::from_millis(30);
+    let error = timeout.run(save(&path, 1)).await.unwrap_err();
+    assert_eq!(error.rejection().unwrap().reason(), Reason::DeadlineTooClose, "{error}");
+    assert_eq!(error.outcome(), Outcome::NotWritten);
+    let passed = Deadline::after(Duration::ZERO).unwrap();
+    assert!(passed.scope(save(&path, 1)).await.unwrap_err().rejection().is_some());
+    // Behind one of this process that waits.
+    let first = tokio::spawn(save(path.clone(), 2));
+    tokio::task::yield_now().await;
+    let error = timeout.run(save(&path, 3)).await.unwrap_err();
+    assert_eq!(error.rejection().unwrap().reason(), Reason::DeadlineTooClose, "{error}");
+    drop(held);
+    first.await.unwrap().unwrap();
+    assert_eq!(load::<u8>(&path).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn however_many_give_up_one_thread_waits_and_the_lock_is_let_go_of() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let held = hold(&dir);
+    for _ in 0..10 {
+        Timeout::from_millis(10).run(save(&path, 1)).await.unwrap_err();
+    }
+    assert_eq!(threads_waiting(), 1);
+    // It serves the next caller.
+    let next = tokio::spawn(save(path.clone(), 2));
+    drop(held);
+    next.await.unwrap().unwrap();
+    // And where nobody waits any more, it lets go.
+    let held = hold(&dir);
+    Timeout::from_millis(10).run(save(&path, 3)).await.unwrap_err();
+    drop(held);
+    assert_eq!(save(&path, 4).await.unwrap(), Saved::Written);
+    assert_eq!(load::<u8>(&path).await.unwrap(), 4);
+}
+
+#[test]
+fn a_runtime_shuts_down_while_one_waits() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let held = hold(&dir);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let change = runtime.spawn(save(path.clone(), 1));
+    runtime.block_on(async {
+        while threads_waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+    // This waits for blocking jobs, without a limit.
+    drop(runtime);
+    assert!(change.is_finished());
+    assert!(!path.exists());
+    drop(held);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(save(&path, 2)).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "2\n");
+}
+
+#[tokio::test]
+async fn a_store_waits_with_its_callers_bounded() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let store = Store::<Vec<u8>>::open_or_default(&path).await.unwrap();
+    let held = hold(&dir);
+    let error = Timeout::from_millis(20).run(store.update(|list| list.push(1))).await.unwrap_err();
+    assert_eq!(error.rejection().unwrap().reason(), Reason::DeadlineTooClose, "{error}");
+    let patient = {
+        let store = store.clone();
+        tokio::spawn(async move { store.update(|list| list.push(2)).await })
+    };
+    tokio::task::yield_now().await;
+    drop(held);
+    patient.await.unwrap().unwrap();
+    assert_eq!(*store.snapshot(), [2]);
+    let _held = hold(&dir);
+    let open = Timeout::from_millis(20).run(Store::<Vec<u8>>::open(&path)).await;
+    assert!(open.unwrap_err().rejection().is_some());
+}
+
+#[tokio::test]
+async fn dropped_at_every_await_nothing_is_held_and_the_file_is_the_old_or_the_new() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    save(&path, 0).await.unwrap();
+    let file = JsonFile::new(&path);
+    let mut next = 1_u32;
+    let mut points = 0;
+    for _ in 0..5 {
+        let mut held = Some(hold(&dir));
+        points += drop_at_every_await(
+            || {
+                next += 1;
+                let (file, next) = (file.clone(), next);
+                let freed = held.take();
+                async move {
+                    let change = file.update(move |n: &mut u32| *n = next);
+                    let free = async {
+                        tokio::task::yield_now().await;
+                        drop(freed);
+                    };
+                    tokio::join!(change, free).0.unwrap();
+                }
+            },
+            async |_| {
+                // Behind whatever goes on in the background.
+                file.update(|_: &mut u32| ()).await.unwrap();
+                let now = file.load::<u32>().await.unwrap();
+                assert!(now <= 1000);
+            },
+        )
+        .await;
+    }
+    assert!(points >= 5, "{points}");
+    let load_points = drop_at_every_await(|| file.load::<u32>(), async |_| ()).await;
+    assert!(load_points >= 1);
+    let names: Vec<_> = fs::read_dir(&dir).unwrap().collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
