@@ -1,27 +1,31 @@
-use std::borrow::Borrow;
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use async_policy::{PolicyKind, Rejection, Verdict};
-use pin_project_lite::pin_project;
+use async_policy::{Failure, Lift, Name, Operation, PolicyKind, Rejection};
 use tokio::time::Instant;
 
 use crate::CircuitBreakerBuilder;
 use crate::config::Config;
-use crate::state::{Circuit, Record, Refusal, State};
+use crate::event::{Ending, Event};
+use crate::permit::{Permit, Ticket};
+use crate::snapshot::{Mode, Saved, Snapshot, State};
+use crate::state::{Admission, Circuit, Refusal, Stamp};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::transitions::{Subscribers, Transitions};
+use crate::window::{Buckets, Tally};
+
+mod tell;
 
 /// Refuses calls to a backend that keeps failing, until a few probes show that it is well again.
 ///
-/// What counts is the [verdict](Verdict): `Transient` and `Throttled` outcomes, time-outs and panics are failures;
+/// What counts is the [verdict](async_policy::Verdict): `Transient` and `Throttled` outcomes, time-outs and panics are failures;
 /// `Success` and `Permanent` are successes; `Ignored` outcomes, refusals by inner policies and dropped calls do not
 /// count.
 ///
-/// Cheap to clone; clones share one state. While the circuit is closed and its window holds only successes, a success costs two
-/// atomic reads.
+/// Cheap to clone; clones share one state. While the circuit is closed, calls that end well and in time write nothing that threads
+/// share: over the last N calls, N successes stay as they are when another comes; over a time, each thread counts
+/// its own. Only a rule over a time and a slow-call rule read the clock.
 ///
 /// ```
 /// use async_circuit::{CircuitBreaker, Policy, Trip};
@@ -37,48 +41,63 @@ use crate::state::{Circuit, Record, Refusal, State};
 /// assert_eq!(refused.to_string(), "operation not started");
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CircuitBreaker {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
-    name: Option<Arc<str>>,
-    origin: Instant,
-    /// What callers may decide without the lock; written only under it.
-    word: AtomicU64,
+    hot: Hot,
+    name: Option<Name>,
+    config: Arc<Config>,
     circuit: Mutex<Circuit>,
+    subscribers: Subscribers,
+    refused: AtomicU64,
 }
 
-/// The epoch, and whether the circuit is closed and spotless.
-const fn word(circuit: &Circuit) -> u64 {
-    circuit.epoch() << 1 | circuit.is_spotless() as u64
+/// What calls read without the lock. It has its cache lines to itself, so that a healthy circuit keeps them in every
+/// processor's cache.
+#[repr(align(128))]
+struct Hot {
+    /// The epoch and flags, written under the lock only.
+    word: AtomicU64,
+    /// Until when every call is refused, in nanoseconds since `origin`; zero while some are let in. Written under the lock
+    /// only.
+    until: AtomicU64,
+    origin: Instant,
+    /// What counts good calls outside the lock: one for each rule over a time.
+    tallies: Box<[(Buckets, Arc<Tally>)]>,
+    slower_than: Option<Duration>,
 }
 
-const fn is_spotless(word: u64) -> bool {
-    word & 1 == 1
+/// Calls are let in without the lock.
+const DOOR: u64 = 1;
+/// A good call changes nothing but tallies.
+const SPOTLESS: u64 = 2;
+const FLAG_BITS: u32 = 2;
+
+/// In `until`: for ever.
+const FOREVER: u64 = u64::MAX;
+
+fn word(circuit: &Circuit) -> u64 {
+    circuit.epoch() << FLAG_BITS
+        | if circuit.lets_all_in() { DOOR } else { 0 }
+        | if circuit.is_spotless() { SPOTLESS } else { 0 }
 }
 
-/// What a breaker knows about its circuit at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Snapshot {
-    /// Where the circuit stands.
-    pub state: State,
-    /// How many calls the window holds.
-    pub calls: u32,
-    /// How many of them failed.
-    pub failures: u32,
-    /// While open: how long until probes are let through.
-    pub retry_after: Option<Duration>,
+fn until(circuit: &Circuit) -> u64 {
+    match circuit.refuses_until() {
+        None => 0,
+        Some(Duration::MAX) => FOREVER,
+        Some(until) => u64::try_from(until.as_nanos()).unwrap_or(FOREVER).min(FOREVER - 1),
+    }
 }
 
 impl CircuitBreaker {
     /// A breaker with the [defaults](CircuitBreakerBuilder).
     #[must_use]
     pub fn new() -> Self {
-        Self::from_parts(None, Config::default())
+        Self::from_parts(None, Arc::new(Config::default()))
     }
 
     /// Configures a breaker.
@@ -86,10 +105,25 @@ impl CircuitBreaker {
         CircuitBreakerBuilder::default()
     }
 
-    pub(crate) fn from_parts(name: Option<Arc<str>>, config: Config) -> Self {
-        let circuit = Circuit::new(config);
-        let word = AtomicU64::new(word(&circuit));
-        Self { shared: Arc::new(Shared { name, origin: Instant::now(), word, circuit: Mutex::new(circuit) }) }
+    pub(crate) fn from_parts(name: Option<Name>, config: Arc<Config>) -> Self {
+        let circuit = Circuit::new(Arc::clone(&config));
+        let hot = Hot {
+            word: AtomicU64::new(word(&circuit)),
+            until: AtomicU64::new(until(&circuit)),
+            origin: Instant::now(),
+            tallies: circuit.tallies(),
+            slower_than: config.trip.slower_than(),
+        };
+        Self {
+            shared: Arc::new(Shared {
+                hot,
+                name,
+                config,
+                circuit: Mutex::new(circuit),
+                subscribers: Subscribers::default(),
+                refused: AtomicU64::new(0),
+            }),
+        }
     }
 
     /// The name of this breaker.
@@ -108,45 +142,167 @@ impl CircuitBreaker {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let now = self.now();
-        let circuit = self.lock();
-        let (calls, failures) = circuit.counts();
-        Snapshot { state: circuit.state(), calls, failures, retry_after: circuit.open_for(now) }
+        let mut snapshot = self.lock().snapshot(now);
+        snapshot.totals.refused = self.shared.refused.load(Ordering::Relaxed);
+        snapshot
+    }
+
+    /// Sets who decides about the circuit: the rules, or nobody but you.
+    ///
+    /// From [`Automatic`](Mode::Automatic) to [`ObserveOnly`](Mode::ObserveOnly) and back the circuit goes on where it stands; otherwise it
+    /// starts afresh as the new mode has it, closed with empty windows or forced open. Calls in flight then belong to an
+    /// earlier epoch.
+    pub fn set_mode(&self, mode: Mode) {
+        self.change(|circuit, now| circuit.set_mode(mode, now));
+    }
+
+    /// Back to how it was built: its mode, closed, nothing counted, and the open time at its base. The totals stay.
+    pub fn reset(&self) {
+        self.change(Circuit::reset);
+    }
+
+    /// What should outlive the process, so that a restart does not forget a dead backend. (With the `serde` feature it can be
+    /// written down.)
+    #[must_use]
+    pub fn save(&self) -> Saved {
+        let now = self.now();
+        self.lock().save(now, SystemTime::now())
+    }
+
+    /// Takes up a saved state. The time since it was saved is taken off the open time, by the system's clock; if that went
+    /// backwards, nothing is.
+    pub fn restore(&self, saved: &Saved) {
+        let elapsed = SystemTime::now().duration_since(saved.saved_at).unwrap_or(Duration::ZERO);
+        self.change(|circuit, now| circuit.restore(saved, elapsed, now));
+    }
+
+    /// A stream of the transitions from now on.
+    pub fn transitions(&self) -> Transitions {
+        self.shared.subscribers.subscribe()
+    }
+
+    /// Whether forgetting it forgets nothing that matters now: nobody else holds it, it refuses no call, and nobody changed its
+    /// mode.
+    pub(crate) fn is_evictable(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1 && self.lock().is_evictable(self.now())
     }
 
     /// Lets one call in and hands out a permit for it, to be given back with the call's outcome.
     ///
     /// # Errors
     ///
-    /// A [`Rejection`] while the circuit is open, with the time until probes are let through; or while it is half-open
-    /// and all probes are taken.
+    /// A [`Rejection`] while the circuit is open, with the time until probes are let through; while it is half-open
+    /// and all probes are taken; or on the ramp after a recovery, if this call is not among those let through.
     pub fn try_acquire(&self) -> Result<Permit<'_>, Rejection> {
-        self.admit().map(|epoch| Permit(Ticket { breaker: self, epoch: Some(epoch) }))
+        self.admit().map(|(stamp, started)| Permit::new(Ticket::new(self, stamp, started)))
     }
 
-    pub(crate) fn admit(&self) -> Result<u64, Rejection> {
-        let word = self.shared.word.load(Ordering::Acquire);
-        if is_spotless(word) {
-            return Ok(word >> 1);
+    /// Runs `op`, or yields `value` if this breaker refuses it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Policy::call`]; a refusal by an inner policy is not replaced.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Policy::execute`].
+    pub async fn call_or<Op: Operation>(
+        &self,
+        op: Op,
+        value: Op::Value,
+    ) -> Result<Op::Value, Failure<Op::Error>> {
+        self.call_or_else(op, async |_| Ok(value)).await
+    }
+
+    /// Runs `op`, or `fallback` if this breaker refuses it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Policy::call`]; a refusal by an inner policy is not replaced. What `fallback` fails with.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Policy::execute`]; and dropping it drops the fallback.
+    pub async fn call_or_else<Op, F, Fut>(&self, op: Op, fallback: F) -> Result<Op::Value, Failure<Op::Error>>
+    where
+        Op: Operation,
+        F: FnOnce(Rejection) -> Fut,
+        Fut: Future<Output = Result<Op::Value, Failure<Op::Error>>>,
+    {
+        match self.admit() {
+            Ok((stamp, started)) => self.execute_admitted(Lift(op), Ticket::new(self, stamp, started)).await,
+            Err(rejection) => fallback(rejection).await,
         }
-        self.change(|circuit, now| circuit.admit(now)).map_err(|refusal| self.rejection(refusal))
+    }
+
+    /// Lets a call in: its stamp, and when it started, where anyone asks.
+    #[inline]
+    pub(crate) fn admit(&self) -> Result<(Stamp, Duration), Rejection> {
+        let hot = &self.shared.hot;
+        let word = hot.word.load(Ordering::Acquire);
+        if word & DOOR != 0 {
+            let started = if hot.slower_than.is_some() { self.now() } else { Duration::ZERO };
+            return Ok((Stamp { epoch: word >> FLAG_BITS, state: State::Closed }, started));
+        }
+        self.admit_slowly()
+    }
+
+    fn admit_slowly(&self) -> Result<(Stamp, Duration), Rejection> {
+        let now = self.now();
+        if let Some(refusal) = self.shut(now) {
+            return Err(self.reject(refusal));
+        }
+        match self.change_at(now, Circuit::admit) {
+            Admission::Admitted(stamp) => Ok((stamp, now)),
+            Admission::Refused(refusal) => Err(self.reject(refusal)),
+            Admission::Observed(stamp, refusal) => {
+                self.emit(|| Event::WouldReject(self.rejection(refusal)));
+                Ok((stamp, now))
+            }
+        }
+    }
+
+    /// What an open circuit says, found without the lock.
+    fn shut(&self, now: Duration) -> Option<Refusal> {
+        match self.shared.hot.until.load(Ordering::Acquire) {
+            0 => None,
+            FOREVER => Some(Refusal::open(Duration::MAX)),
+            until => {
+                Duration::from_nanos(until).checked_sub(now).filter(|left| !left.is_zero()).map(Refusal::open)
+            }
+        }
     }
 
     /// Whether a call would be refused now, without taking a probe's place.
     #[cfg(feature = "tower")]
     pub(crate) fn peek(&self) -> Option<Rejection> {
-        if is_spotless(self.shared.word.load(Ordering::Acquire)) {
+        if self.shared.hot.word.load(Ordering::Acquire) & DOOR != 0 {
             return None;
         }
         let now = self.now();
-        let refusal = self.lock().refusal(now);
+        let refusal = self.lock().peek(now);
         refusal.map(|refusal| self.rejection(refusal))
     }
 
-    #[cold]
+    fn reject(&self, refusal: Refusal) -> Rejection {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        let rejection = self.rejection(refusal);
+        self.emit(|| Event::Rejected(rejection.clone()));
+        rejection
+    }
+
+    /// Counts and tells a refusal found by `peek`.
+    #[cfg(feature = "tower")]
+    pub(crate) fn rejected(&self, rejection: Rejection) -> Rejection {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        self.emit(|| Event::Rejected(rejection.clone()));
+        rejection
+    }
+
     fn rejection(&self, refusal: Refusal) -> Rejection {
         let mut rejection = Rejection::new(PolicyKind::CircuitBreaker, refusal.reason);
         if let Some(name) = &self.shared.name {
-            rejection = rejection.with_name(Arc::clone(name));
+            rejection = rejection.with_name(name.clone());
         }
         match refusal.retry_after {
             Some(wait) => rejection.with_retry_after(wait),
@@ -154,24 +310,70 @@ impl CircuitBreaker {
         }
     }
 
-    fn record(&self, epoch: u64, record: Record) {
-        let spotless = epoch << 1 | 1;
-        if record != Record::Failure && self.shared.word.load(Ordering::Acquire) == spotless {
-            return;
+    #[inline]
+    pub(crate) fn record(&self, stamp: Stamp, started: Duration, ending: Ending) {
+        let hot = &self.shared.hot;
+        let mut now = None;
+        if ending == Ending::Success {
+            let word = hot.word.load(Ordering::Acquire);
+            let late = word >> FLAG_BITS != stamp.epoch;
+            if late && hot.slower_than.is_none() {
+                return;
+            }
+            if word & SPOTLESS != 0 && !late {
+                if hot.tallies.is_empty() && hot.slower_than.is_none() {
+                    return;
+                }
+                let read = self.now();
+                if hot.slower_than.is_none_or(|time| read.saturating_sub(started) <= time) {
+                    for (buckets, tally) in &hot.tallies {
+                        tally.add(buckets.number(read, stamp.epoch));
+                    }
+                    return;
+                }
+                now = Some(read);
+            }
         }
-        self.change(|circuit, now| circuit.record(epoch, record, now));
+        self.record_slowly(stamp, started, ending, now);
+    }
+
+    fn record_slowly(&self, stamp: Stamp, started: Duration, ending: Ending, now: Option<Duration>) {
+        let now = now.unwrap_or_else(|| self.now());
+        let took = match self.shared.hot.slower_than {
+            Some(_) => now.saturating_sub(started),
+            None => Duration::ZERO,
+        };
+        let slow = self.change_at(now, |circuit, now| circuit.record(stamp, ending, took, now));
+        if slow || ending != Ending::Success {
+            self.emit(|| Event::Ended { ending, slow });
+        }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Circuit, Duration) -> T) -> T {
-        let now = self.now();
+        self.change_at(self.now(), change)
+    }
+
+    fn change_at<T>(&self, now: Duration, change: impl FnOnce(&mut Circuit, Duration) -> T) -> T {
         let mut circuit = self.lock();
         let result = change(&mut circuit, now);
-        self.shared.word.store(word(&circuit), Ordering::Release);
+        self.publish(&circuit);
+        let tell = circuit.has_turns() && !circuit.telling;
+        circuit.telling |= tell;
+        drop(circuit);
+        if tell {
+            self.tell_turns();
+        }
         result
     }
 
-    fn now(&self) -> Duration {
-        Instant::now().saturating_duration_since(self.shared.origin)
+    fn publish(&self, circuit: &Circuit) {
+        let hot = &self.shared.hot;
+        hot.until.store(until(circuit), Ordering::Release);
+        hot.word.store(word(circuit), Ordering::Release);
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        Instant::now().saturating_duration_since(self.shared.hot.origin)
     }
 
     // No user code runs under the lock, so a poisoned one still holds a whole circuit.
@@ -186,119 +388,11 @@ impl Default for CircuitBreaker {
     }
 }
 
-/// The right to make one call, taken under one epoch of the circuit: given back late, it changes nothing.
-///
-/// Dropped, the call counts as aborted: neither success nor failure, and a probe's place is free again.
-#[must_use = "dropping a permit at once counts the call as aborted"]
-#[derive(Debug)]
-pub struct Permit<'b>(Ticket<&'b CircuitBreaker>);
-
-impl Permit<'_> {
-    /// The call succeeded.
-    pub fn success(mut self) {
-        self.0.settle(Record::Success);
-    }
-
-    /// The call failed.
-    pub fn failure(mut self) {
-        self.0.settle(Record::Failure);
-    }
-
-    /// The call says nothing about the backend.
-    pub fn ignore(mut self) {
-        self.0.settle(Record::Nothing);
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Ticket<B: Borrow<CircuitBreaker>> {
-    breaker: B,
-    epoch: Option<u64>,
-}
-
-impl<B: Borrow<CircuitBreaker>> Ticket<B> {
-    pub(crate) const fn new(breaker: B, epoch: u64) -> Self {
-        Self { breaker, epoch: Some(epoch) }
-    }
-
-    fn settle(&mut self, record: Record) {
-        if let Some(epoch) = self.epoch.take() {
-            self.breaker.borrow().record(epoch, record);
-        }
-    }
-}
-
-impl<B: Borrow<CircuitBreaker>> Drop for Ticket<B> {
-    fn drop(&mut self) {
-        self.settle(Record::Nothing);
-    }
-}
-
-/// Tells what an outcome means; a trait, so that a tower layer's classifier has a name.
-pub(crate) trait Judge<T> {
-    fn judge(&self, outcome: &T) -> Verdict;
-}
-
-impl<T, F: Fn(&T) -> Verdict> Judge<T> for F {
-    fn judge(&self, outcome: &T) -> Verdict {
-        self(outcome)
-    }
-}
-
-pin_project! {
-    /// An operation with its permit: reports how it ended, by answer, panic or drop.
-    #[derive(Debug)]
-    pub(crate) struct Admitted<F, B: Borrow<CircuitBreaker>, J> {
-        #[pin]
-        operation: F,
-        ticket: Ticket<B>,
-        judge: J,
-    }
-}
-
-impl<F, B: Borrow<CircuitBreaker>, J> Admitted<F, B, J> {
-    pub(crate) const fn new(operation: F, ticket: Ticket<B>, judge: J) -> Self {
-        Self { operation, ticket, judge }
-    }
-}
-
-/// Reports a failure if a poll unwinds. (`thread::panicking` would also count healthy siblings of a panic.)
-struct OnUnwind<'t, B: Borrow<CircuitBreaker>>(&'t mut Ticket<B>);
-
-impl<B: Borrow<CircuitBreaker>> Drop for OnUnwind<'_, B> {
-    fn drop(&mut self) {
-        self.0.settle(Record::Failure);
-    }
-}
-
-impl<F, B, J> Future for Admitted<F, B, J>
-where
-    F: Future,
-    B: Borrow<CircuitBreaker>,
-    J: Judge<F::Output>,
-{
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let on_unwind = OnUnwind(this.ticket);
-        let polled = this.operation.poll(cx).map(|output| {
-            let record = match this.judge.judge(&output) {
-                Verdict::Success | Verdict::Permanent => Record::Success,
-                Verdict::Transient | Verdict::Throttled { .. } => Record::Failure,
-                Verdict::Ignored => Record::Nothing,
-            };
-            (output, record)
-        });
-        let ticket = &mut *on_unwind.0;
-        let output = match polled {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready((output, record)) => {
-                ticket.settle(record);
-                Poll::Ready(output)
-            }
-        };
-        std::mem::forget(on_unwind);
-        output
+impl std::fmt::Debug for CircuitBreaker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CircuitBreaker")
+            .field("name", &self.shared.name)
+            .field("snapshot", &self.snapshot())
+            .finish_non_exhaustive()
     }
 }

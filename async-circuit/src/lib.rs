@@ -2,20 +2,35 @@
 
 mod breaker;
 mod config;
+mod event;
+mod keyed;
+mod meter;
+mod open_time;
+mod permit;
 mod policy;
+mod snapshot;
 mod state;
+mod sync;
 #[cfg(feature = "tower")]
 mod tower;
+mod transitions;
+mod trip;
 mod window;
 
 pub use async_policy::{
     ConfigError, Failure, Guard, Operation, Policy, PolicyError, Rejection, TimedOut, Verdict,
 };
-pub use breaker::{CircuitBreaker, Permit, Snapshot};
-pub use config::{
-    CircuitBreakerBuilder, DEFAULT_FAILURE_RATE, DEFAULT_HALF_OPEN_LIMIT, DEFAULT_MIN_CALLS,
-    DEFAULT_OPEN_FOR, DEFAULT_PROBES, DEFAULT_WINDOW, Trip,
-};
-pub use state::State;
+pub use breaker::CircuitBreaker;
+pub use config::{CircuitBreakerBuilder, DEFAULT_HALF_OPEN_LIMIT, DEFAULT_PROBES, Recovery};
+pub use event::{Cause, Ending, Event, Transition};
+pub use keyed::CircuitBreakers;
+pub use open_time::{DEFAULT_GROWTH, DEFAULT_OPEN_FOR, OpenTime};
+pub use permit::Permit;
+pub use snapshot::{Mode, Saved, Snapshot, State, Totals};
 #[cfg(feature = "tower")]
-pub use tower::{CircuitBreakerFuture, CircuitBreakerLayer, CircuitBreakerService};
+pub use tower::{
+    CircuitBreakerFuture, CircuitBreakerLayer, CircuitBreakerService, KeyedCircuitBreakerLayer,
+    KeyedCircuitBreakerService,
+};
+pub use transitions::Transitions;
+pub use trip::{DEFAULT_FAILURE_RATE, DEFAULT_MIN_CALLS, DEFAULT_WINDOW, Trip, TripRules};

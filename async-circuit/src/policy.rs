@@ -1,9 +1,9 @@
 use std::future::Future;
 
-use async_policy::{Guard, Operation, Outcome, Policy, PolicyError};
+use async_policy::{Guard, Operation, Outcome, Policy, PolicyError, Start, Verdict};
 
 use crate::CircuitBreaker;
-use crate::breaker::{Admitted, Ticket};
+use crate::permit::{Admitted, Judge, Ticket};
 
 impl Policy for CircuitBreaker {
     async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
@@ -11,10 +11,8 @@ impl Policy for CircuitBreaker {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        let epoch = self.admit().map_err(Op::Error::from_rejection)?;
-        // Started inside, so that a panic of `start` is the operation's too.
-        let operation = async { op.start().await };
-        Admitted::new(operation, Ticket::new(self, epoch), |result: &_| op.outcome(result).verdict()).await
+        let (stamp, started) = self.admit().map_err(Op::Error::from_rejection)?;
+        self.execute_admitted(op, Ticket::new(self, stamp, started)).await
     }
 }
 
@@ -24,8 +22,42 @@ impl Guard for CircuitBreaker {
         T: Send,
         E: PolicyError,
     {
-        let epoch = self.admit().map_err(E::from_rejection)?;
-        let judge = |result: &Result<T, E>| Outcome::of(result, |_| None).verdict();
-        Admitted::new(operation, Ticket::new(self, epoch), judge).await
+        let (stamp, started) = self.admit().map_err(E::from_rejection)?;
+        Admitted::new(operation, Ticket::new(self, stamp, started), ByItself).await
+    }
+}
+
+impl CircuitBreaker {
+    pub(crate) fn execute_admitted<'b, Op>(
+        &'b self,
+        op: Op,
+        ticket: Ticket<&'b Self>,
+    ) -> impl Future<Output = Result<Op::Value, Op::Error>> + Send
+    where
+        Op: Operation,
+        Op::Error: PolicyError,
+    {
+        Admitted::new(Start::new(op), ticket, ByOperation)
+    }
+}
+
+/// The operation knows what its outcomes mean.
+struct ByOperation;
+
+impl<Op: Operation> Judge<Start<Op>, Result<Op::Value, Op::Error>> for ByOperation
+where
+    Op::Error: PolicyError,
+{
+    fn judge(&self, run: &Start<Op>, outcome: &Result<Op::Value, Op::Error>) -> Verdict {
+        run.operation().outcome(outcome).verdict()
+    }
+}
+
+/// The outcome says itself what it means.
+struct ByItself;
+
+impl<F, T, E: PolicyError> Judge<F, Result<T, E>> for ByItself {
+    fn judge(&self, _: &F, outcome: &Result<T, E>) -> Verdict {
+        Outcome::of(outcome, |_| None).verdict()
     }
 }

@@ -1,49 +1,64 @@
-//! The pure core. `now` is the time since the breaker was made; decisions and transitions go out as values.
+//! The pure core. `now` is the time since the breaker was made; decisions go out as values and transitions into an outbox.
 //!
 //! | state | event | next |
 //! |---|---|---|
-//! | closed | a failure, with the trip's rate and minimum reached | open |
-//! | open | a call after `open_for` | half-open; the call is a probe |
-//! | half-open | all probes answered, failure rate at or above the trip's | open |
-//! | half-open | all probes answered, failure rate below the trip's | closed, with an empty window |
-//! | half-open | a call after `half_open_limit` | open |
+//! | closed | a failure or slow call, with a rule's threshold reached | open |
+//! | open | a call after the open time | half-open; the call is a probe |
+//! | half-open | the probes' judgement is certain: failed | open |
+//! | half-open | the probes' judgement is certain: succeeded | closed, with empty windows |
+//! | half-open | anything after the half-open limit | open |
+//! | any | the mode is set, the breaker reset or restored | what that says |
 //!
-//! 1. Each transition starts a new epoch; a result from an earlier epoch changes nothing.
+//! 1. Each transition starts a new epoch; a result from an earlier epoch changes no window and no state.
 //! 2. In half-open, probes in flight plus probes answered are never more than `probes`.
 //! 3. An aborted or ignored probe gives its place back.
+//! 4. Nothing but a failure or a slow call opens a closed circuit.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_policy::Reason;
 
-use crate::config::Config;
-use crate::window::CountWindow;
+use crate::config::{Config, Recovery};
+use crate::event::{Cause, Ending};
+use crate::meter::{Call, Meter, at_least};
+use crate::open_time::DEFAULT_OPEN_FOR;
+use crate::snapshot::{Mode, Saved, Snapshot, State, Totals};
+use crate::trip::Bad;
+use crate::window::{Buckets, Tally};
 
-/// Where the circuit stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// Calls go through and are counted.
-    Closed,
-    /// Calls are refused.
-    Open,
-    /// A few calls go through and decide.
-    HalfOpen,
-}
+/// The share of calls let through at the start of the ramp.
+const RAMP_START: f64 = 0.1;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
-    Closed,
+    Closed { ramp: Option<Ramp> },
     Open { until: Duration },
-    HalfOpen { until: Duration, in_flight: u32, successes: u32, failures: u32 },
+    HalfOpen { until: Duration, in_flight: u32, good: u32, bad: u32 },
 }
 
-/// What the end of a call says of the backend.
+/// The way back to full traffic. Calls earn a share of a place each, so that those let through are evenly spread.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Ramp {
+    since: Duration,
+    credit: f64,
+}
+
+/// The stamp of a call that was let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Record {
-    Success,
-    Failure,
-    /// Ignored, or dropped without an answer.
-    Nothing,
+pub(crate) struct Stamp {
+    pub(crate) epoch: u64,
+    pub(crate) state: State,
+}
+
+/// No epoch ever: a call that nothing is learnt from.
+const NO_EPOCH: u64 = u64::MAX;
+
+impl Stamp {
+    pub(crate) const fn counts(self) -> bool {
+        self.epoch != NO_EPOCH
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,18 +67,69 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
 }
 
-#[derive(Clone, Debug)]
+impl Refusal {
+    /// While open; `Duration::MAX` stands for ever.
+    pub(crate) fn open(left: Duration) -> Self {
+        Self { reason: Reason::CircuitOpen, retry_after: (left != Duration::MAX).then_some(left) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Admitted(Stamp),
+    Refused(Refusal),
+    /// Let in although it would have been refused.
+    Observed(Stamp, Refusal),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) epoch: u64,
+    pub(crate) from: State,
+    pub(crate) to: State,
+    pub(crate) cause: Cause,
+    pub(crate) at: Duration,
+    pub(crate) open_for: Option<Duration>,
+}
+
+#[derive(Debug)]
 pub(crate) struct Circuit {
-    config: Config,
-    epoch: u64,
+    config: Arc<Config>,
+    random: fastrand::Rng,
+    mode: Mode,
     phase: Phase,
-    window: CountWindow,
+    epoch: u64,
+    /// The epoch the windows belong to: the last closed one.
+    counted: u64,
+    meters: Box<[Meter]>,
+    /// How often it opened since the last recovery.
+    openings: u32,
+    totals: Totals,
+    outbox: VecDeque<Turn>,
+    /// Someone is telling the transitions of the outbox, and will tell the next ones too.
+    pub(crate) telling: bool,
 }
 
 impl Circuit {
-    pub(crate) fn new(config: Config) -> Self {
-        let window = CountWindow::new(config.trip.window.get());
-        Self { config, epoch: 0, phase: Phase::Closed, window }
+    pub(crate) fn new(config: Arc<Config>) -> Self {
+        let meters = config.trip.rules.iter().map(|rule| Meter::new(*rule)).collect();
+        let mut circuit = Self {
+            random: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+            mode: config.mode,
+            phase: Phase::Closed { ramp: None },
+            epoch: 0,
+            counted: 0,
+            meters,
+            openings: 0,
+            totals: Totals::default(),
+            outbox: VecDeque::new(),
+            telling: false,
+            config,
+        };
+        if circuit.mode == Mode::ForcedOpen {
+            circuit.phase = Phase::Open { until: Duration::MAX };
+        }
+        circuit
     }
 
     pub(crate) const fn epoch(&self) -> u64 {
@@ -72,55 +138,98 @@ impl Circuit {
 
     pub(crate) const fn state(&self) -> State {
         match self.phase {
-            Phase::Closed => State::Closed,
+            Phase::Closed { .. } => State::Closed,
             Phase::Open { .. } => State::Open,
             Phase::HalfOpen { .. } => State::HalfOpen,
         }
     }
 
-    /// Calls and failures in the window.
-    pub(crate) const fn counts(&self) -> (u32, u32) {
-        (self.window.calls(), self.window.failures())
+    /// What counts good calls outside the lock.
+    pub(crate) fn tallies(&self) -> Box<[(Buckets, Arc<Tally>)]> {
+        self.meters.iter().filter_map(Meter::tally).collect()
     }
 
-    /// How long the circuit stays open from `now`.
-    pub(crate) const fn open_for(&self, now: Duration) -> Option<Duration> {
+    /// Closed, and every call let in.
+    pub(crate) const fn lets_all_in(&self) -> bool {
+        matches!(self.phase, Phase::Closed { ramp: None })
+    }
+
+    /// Closed, and one more good call changes nothing but tallies.
+    pub(crate) fn is_spotless(&self) -> bool {
+        let unmoved = matches!(self.mode, Mode::Disabled) || self.meters.iter().all(Meter::is_spotless);
+        matches!(self.phase, Phase::Closed { .. }) && unmoved
+    }
+
+    /// Until when every call is refused; `Duration::MAX` is for ever.
+    pub(crate) const fn refuses_until(&self) -> Option<Duration> {
         match self.phase {
-            Phase::Open { until } => Some(until.saturating_sub(now)),
+            Phase::Open { until } if !matches!(self.mode, Mode::ObserveOnly) => Some(until),
             _ => None,
         }
     }
 
-    /// A closed circuit in which one more success changes nothing.
-    pub(crate) const fn is_spotless(&self) -> bool {
-        matches!(self.phase, Phase::Closed) && self.window.is_spotless()
+    /// Refuses no call, and follows the mode it was built with.
+    pub(crate) fn is_evictable(&self, now: Duration) -> bool {
+        self.mode == self.config.mode
+            && match self.phase {
+                Phase::Closed { ramp } => {
+                    ramp.is_none_or(|ramp| share(ramp.since, self.config.ramp, now) >= 1.0)
+                }
+                Phase::Open { until } | Phase::HalfOpen { until, .. } => until <= now,
+            }
     }
 
-    /// Lets a call in, and says under which epoch; or refuses it.
-    pub(crate) fn admit(&mut self, now: Duration) -> Result<u64, Refusal> {
-        match self.phase {
-            Phase::Open { until } if until <= now => self.half_open(now),
-            Phase::HalfOpen { until, .. } if until <= now => self.open(now),
-            _ => {}
-        }
-        if let Some(refusal) = self.refusal(now) {
-            return Err(refusal);
-        }
-        if let Phase::HalfOpen { in_flight, .. } = &mut self.phase {
-            *in_flight += 1;
-        }
-        Ok(self.epoch)
+    /// The next transition to be told.
+    pub(crate) fn next_turn(&mut self) -> Option<Turn> {
+        self.outbox.pop_front()
     }
 
-    /// Why a call would be refused at `now`, if it would.
+    pub(crate) fn has_turns(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Lets a call in or refuses it.
+    pub(crate) fn admit(&mut self, now: Duration) -> Admission {
+        self.tick(now);
+        if matches!(self.phase, Phase::Open { until } if until <= now) {
+            self.half_open(now);
+        }
+        let refusal = match &mut self.phase {
+            Phase::Closed { ramp: Some(ramp) } => {
+                ramp.credit += share(ramp.since, self.config.ramp, now);
+                let refusal = Refusal { reason: Reason::Custom, retry_after: None };
+                if ramp.credit < 1.0 {
+                    Some(refusal)
+                } else {
+                    ramp.credit -= 1.0;
+                    None
+                }
+            }
+            _ => self.refusal(now),
+        };
+        match refusal {
+            Some(refusal) if self.mode == Mode::ObserveOnly => {
+                self.totals.would_refuse += 1;
+                Admission::Observed(Stamp { epoch: NO_EPOCH, state: self.state() }, refusal)
+            }
+            Some(refusal) => Admission::Refused(refusal),
+            None => {
+                if let Phase::HalfOpen { in_flight, .. } = &mut self.phase {
+                    *in_flight += 1;
+                }
+                Admission::Admitted(Stamp { epoch: self.epoch, state: self.state() })
+            }
+        }
+    }
+
+    /// Why a call would be refused at `now`, if that is certain without letting it try.
     pub(crate) fn refusal(&self, now: Duration) -> Option<Refusal> {
         match self.phase {
-            Phase::Open { until } if now < until => {
-                Some(Refusal { reason: Reason::CircuitOpen, retry_after: Some(until - now) })
-            }
+            Phase::Open { until: Duration::MAX } => Some(Refusal::open(Duration::MAX)),
+            Phase::Open { until } if now < until => Some(Refusal::open(until - now)),
             // Nobody knows when the probes will answer.
-            Phase::HalfOpen { until, in_flight, successes, failures }
-                if now < until && in_flight + successes + failures >= self.config.probes.get() =>
+            Phase::HalfOpen { until, in_flight, good, bad }
+                if now < until && in_flight + good + bad >= self.config.probes.get() =>
             {
                 Some(Refusal { reason: Reason::ProbesTaken, retry_after: None })
             }
@@ -128,193 +237,244 @@ impl Circuit {
         }
     }
 
-    /// Takes the end of a call that was let in under `epoch`.
-    pub(crate) fn record(&mut self, epoch: u64, record: Record, now: Duration) {
-        if epoch != self.epoch {
-            return;
+    /// What a call that is only looking would be told: in a mode that refuses nothing, nothing.
+    #[cfg(feature = "tower")]
+    pub(crate) fn peek(&self, now: Duration) -> Option<Refusal> {
+        if self.mode == Mode::ObserveOnly { None } else { self.refusal(now) }
+    }
+
+    /// Takes the end of a call, and says whether it was slow.
+    pub(crate) fn record(&mut self, stamp: Stamp, ending: Ending, took: Duration, now: Duration) -> bool {
+        self.tick(now);
+        let slow = self.is_slow(ending, took);
+        match ending {
+            Ending::Success => {}
+            Ending::Failure => self.totals.failures += 1,
+            Ending::Panicked => self.totals.panics += 1,
+            Ending::Ignored => self.totals.ignored += 1,
+            Ending::Aborted => self.totals.aborted += 1,
         }
+        self.totals.slow += u64::from(slow);
+        if stamp.epoch != self.epoch {
+            return slow;
+        }
+        let counts = !matches!(ending, Ending::Ignored | Ending::Aborted);
+        let call = Call { failed: ending.is_failure(), took };
         match &mut self.phase {
-            Phase::Closed => match record {
-                Record::Nothing => {}
-                Record::Success => self.window.record(false),
-                Record::Failure => {
-                    self.window.record(true);
-                    let trip = &self.config.trip;
-                    let least = trip.min_calls.min(trip.window).get();
-                    let (calls, failures) = (self.window.calls(), self.window.failures());
-                    if calls >= least && f64::from(failures) >= trip.rate * f64::from(calls) {
-                        self.open(now);
-                    }
-                }
-            },
-            Phase::HalfOpen { in_flight, successes, failures, .. } => {
+            Phase::Closed { .. } if counts && self.mode != Mode::Disabled => self.count(call, now),
+            Phase::HalfOpen { in_flight, good, bad, .. } => {
                 *in_flight -= 1;
-                match record {
-                    Record::Nothing => {}
-                    Record::Success => *successes += 1,
-                    Record::Failure => *failures += 1,
+                if counts && (call.failed || slow) {
+                    *bad += 1;
+                } else if counts {
+                    *good += 1;
                 }
-                let answered = *successes + *failures;
-                if answered == self.config.probes.get() {
-                    if f64::from(*failures) >= self.config.trip.rate * f64::from(answered) {
-                        self.open(now);
-                    } else {
-                        self.close();
-                    }
+                let (good, bad) = (*good, *bad);
+                match self.judge(good, bad) {
+                    Some(true) => self.recover(now),
+                    Some(false) => self.open(Cause::ProbesFailed, now),
+                    None => {}
                 }
             }
             // No call is let in under the epoch of an open circuit.
-            Phase::Open { .. } => {}
+            _ => {}
+        }
+        slow
+    }
+
+    fn is_slow(&self, ending: Ending, took: Duration) -> bool {
+        !matches!(ending, Ending::Ignored | Ending::Aborted)
+            && self.config.trip.slower_than().is_some_and(|time| took > time)
+    }
+
+    fn count(&mut self, call: Call, now: Duration) {
+        for meter in &mut self.meters {
+            meter.record(call, now, self.epoch);
+        }
+        if self.mode == Mode::ForcedClosed {
+            return;
+        }
+        let cause = self.meters.iter().find_map(|meter| meter.judge(call, now, self.epoch));
+        if let Some(cause) = cause {
+            self.open(cause, now);
         }
     }
 
-    fn turn(&mut self, phase: Phase) {
-        self.epoch += 1;
-        self.phase = phase;
+    /// Whether the probes have succeeded, as soon as that is certain.
+    fn judge(&self, good: u32, bad: u32) -> Option<bool> {
+        let probes = self.config.probes.get();
+        let (failed, succeeded) = match self.config.recovery {
+            Recovery::InARow => (bad > 0, good == probes),
+            Recovery::FailureRate(rate) => {
+                let at_least = |bad: u32| at_least(bad.into(), probes.into(), rate);
+                (at_least(bad), !at_least(probes - good))
+            }
+        };
+        if failed { Some(false) } else { succeeded.then_some(true) }
     }
 
-    fn open(&mut self, now: Duration) {
-        self.turn(Phase::Open { until: now.saturating_add(self.config.open_for) });
+    /// What time alone does.
+    fn tick(&mut self, now: Duration) {
+        match self.phase {
+            Phase::HalfOpen { until, .. } if until <= now => self.open(Cause::HalfOpenExpired, now),
+            Phase::Closed { ramp: Some(ramp) } if share(ramp.since, self.config.ramp, now) >= 1.0 => {
+                self.phase = Phase::Closed { ramp: None };
+                self.openings = 0;
+            }
+            _ => {}
+        }
+    }
+
+    fn turn(&mut self, phase: Phase, cause: Cause, now: Duration) {
+        let from = self.state();
+        self.phase = phase;
+        self.epoch += 1;
+        let open_for = match phase {
+            Phase::Open { until } if until != Duration::MAX => Some(until.saturating_sub(now)),
+            _ => None,
+        };
+        let to = self.state();
+        self.outbox.push_back(Turn { epoch: self.epoch, from, to, cause, at: now, open_for });
+    }
+
+    fn open(&mut self, cause: Cause, now: Duration) {
+        let time = &self.config.open_for;
+        let time = if time.choose().is_some() {
+            DEFAULT_OPEN_FOR
+        } else {
+            time.after(self.openings, self.random.f64())
+        };
+        self.openings = self.openings.saturating_add(1);
+        self.turn(Phase::Open { until: later(now, time) }, cause, now);
+    }
+
+    /// Gives the opening of `epoch` another time, if the circuit still is in it.
+    pub(crate) fn set_open_for(&mut self, turn: &Turn, time: Duration) {
+        if let Phase::Open { until } = &mut self.phase
+            && self.epoch == turn.epoch
+        {
+            *until = later(turn.at, time);
+        }
     }
 
     fn half_open(&mut self, now: Duration) {
         let until = now.saturating_add(self.config.half_open_limit);
-        self.turn(Phase::HalfOpen { until, in_flight: 0, successes: 0, failures: 0 });
+        let phase = Phase::HalfOpen { until, in_flight: 0, good: 0, bad: 0 };
+        self.turn(phase, Cause::OpenTimeOver, now);
     }
 
-    fn close(&mut self) {
-        self.window.clear();
-        self.turn(Phase::Closed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-
-    use super::*;
-    use crate::Trip;
-
-    fn circuit(rate: f64, window: u32, min: u32, probes: u32) -> Circuit {
-        let n = |n| NonZeroU32::new(n).unwrap();
-        Circuit::new(Config {
-            trip: Trip::failure_rate(rate).of_last(n(window)).with_min_calls(n(min)),
-            open_for: Duration::from_secs(60),
-            probes: n(probes),
-            ..Config::default()
-        })
+    fn recover(&mut self, now: Duration) {
+        // The first call after the recovery is let in.
+        let ramp = self.config.ramp.map(|_| Ramp { since: now, credit: 1.0 - RAMP_START });
+        if ramp.is_none() {
+            self.openings = 0;
+        }
+        self.close(ramp, Cause::ProbesSucceeded, now);
     }
 
-    fn at(seconds: f64) -> Duration {
-        Duration::from_secs_f64(seconds)
+    fn close(&mut self, ramp: Option<Ramp>, cause: Cause, now: Duration) {
+        self.meters.iter_mut().for_each(Meter::clear);
+        self.turn(Phase::Closed { ramp }, cause, now);
+        self.counted = self.epoch;
     }
 
-    fn feed(circuit: &mut Circuit, now: Duration, calls: &str) {
-        for call in calls.chars() {
-            let epoch = circuit.admit(now).expect("admitted");
-            let record = match call {
-                'S' => Record::Success,
-                'F' => Record::Failure,
-                _ => Record::Nothing,
+    /// Sets the mode. A circuit that was following the rules goes on where it stands if it is to follow them on, watched or
+    /// not; in every other case it starts afresh.
+    pub(crate) fn set_mode(&mut self, mode: Mode, now: Duration) {
+        let follows = |mode| matches!(mode, Mode::Automatic | Mode::ObserveOnly);
+        let before = std::mem::replace(&mut self.mode, mode);
+        if before != mode && !(follows(before) && follows(mode)) {
+            self.start_afresh(now);
+        }
+    }
+
+    /// Back to how it was built.
+    pub(crate) fn reset(&mut self, now: Duration) {
+        self.mode = self.config.mode;
+        self.start_afresh(now);
+    }
+
+    fn start_afresh(&mut self, now: Duration) {
+        self.openings = 0;
+        if self.mode == Mode::ForcedOpen {
+            self.turn(Phase::Open { until: Duration::MAX }, Cause::Manual, now);
+        } else {
+            self.close(None, Cause::Manual, now);
+        }
+    }
+
+    pub(crate) fn save(&self, now: Duration, saved_at: SystemTime) -> Saved {
+        let open_for = match self.phase {
+            Phase::Closed { ramp: None } => None,
+            Phase::Open { until } if self.mode != Mode::ForcedOpen => Some(until.saturating_sub(now)),
+            _ => Some(Duration::ZERO),
+        };
+        Saved { mode: self.mode, open_for, reopenings: self.openings.saturating_sub(1), saved_at }
+    }
+
+    /// Takes up a saved state, `elapsed` after it was saved.
+    pub(crate) fn restore(&mut self, saved: &Saved, elapsed: Duration, now: Duration) {
+        self.mode = saved.mode;
+        match (saved.mode, saved.open_for) {
+            (Mode::Automatic | Mode::ObserveOnly, Some(time)) => {
+                self.openings = saved.reopenings.saturating_add(1);
+                let until = later(now, time.saturating_sub(elapsed));
+                self.turn(Phase::Open { until }, Cause::Restored, now);
+            }
+            (Mode::ForcedOpen, _) => self.turn(Phase::Open { until: Duration::MAX }, Cause::Restored, now),
+            _ => self.close(None, Cause::Restored, now),
+        }
+    }
+
+    /// Everything but the refusals, which are counted outside.
+    pub(crate) fn snapshot(&self, now: Duration) -> Snapshot {
+        let rate = |slow: bool| {
+            let of_kind = |meter: &&Meter| match meter {
+                Meter::Rate { bad, .. } => slow == matches!(bad, Bad::SlowerThan(_)),
+                Meter::InARow { .. } => false,
             };
-            circuit.record(epoch, record, now);
+            self.meters.iter().find(of_kind).map_or((0, 0), |meter| meter.counts(now, self.counted))
+        };
+        let in_a_row = self.meters.iter().find(|meter| matches!(meter, Meter::InARow { .. }));
+        let (calls, failures) = rate(false);
+        let (retry_after, probes_in_flight, admitted) = match self.phase {
+            Phase::Closed { ramp } => {
+                (None, 0, ramp.map_or(1.0, |ramp| share(ramp.since, self.config.ramp, now)))
+            }
+            Phase::Open { until: Duration::MAX } => (None, 0, 0.0),
+            Phase::Open { until } => (Some(until.saturating_sub(now)), 0, 0.0),
+            Phase::HalfOpen { in_flight, .. } => (None, in_flight, 0.0),
+        };
+        Snapshot {
+            state: self.state(),
+            mode: self.mode,
+            epoch: self.epoch,
+            calls,
+            failures,
+            slow_calls: rate(true).1,
+            consecutive_failures: in_a_row.map_or(0, |meter| meter.counts(now, self.counted).0),
+            retry_after,
+            probes_in_flight,
+            reopenings: self.openings.saturating_sub(1),
+            admitted,
+            totals: self.totals,
         }
-    }
-
-    #[test]
-    fn the_ratio_opens_on_a_failure_once_the_minimum_is_reached() {
-        for (rate, min, closed, opens) in
-            [(0.6, 3, "FS", "F"), (0.5, 5, "SSSFF", "F"), (1.0, 2, "F", "F"), (0.5, 4, "FFF.", "F")]
-        {
-            let mut circuit = circuit(rate, 100, min, 1);
-            feed(&mut circuit, at(0.0), closed);
-            assert_eq!(circuit.state(), State::Closed, "{closed}");
-            feed(&mut circuit, at(0.0), opens);
-            assert_eq!(circuit.state(), State::Open, "{closed}{opens}");
-        }
-    }
-
-    #[test]
-    fn a_success_never_opens() {
-        let mut circuit = circuit(0.5, 10, 4, 1);
-        feed(&mut circuit, at(0.0), "FFFS");
-        assert_eq!((circuit.state(), circuit.counts()), (State::Closed, (4, 3)));
-        feed(&mut circuit, at(0.0), "F");
-        assert_eq!(circuit.state(), State::Open);
-    }
-
-    #[test]
-    fn the_window_slides_over_exactly_the_last_calls() {
-        let mut circuit = circuit(0.5, 100, 20, 1);
-        feed(&mut circuit, at(0.0), &"S".repeat(10_000));
-        assert!(circuit.is_spotless());
-        feed(&mut circuit, at(0.0), &"F".repeat(49));
-        assert_eq!((circuit.state(), circuit.counts()), (State::Closed, (100, 49)));
-        feed(&mut circuit, at(0.0), "F");
-        assert_eq!(circuit.state(), State::Open);
-    }
-
-    #[test]
-    fn it_stays_open_for_its_time_then_a_probe_decides() {
-        let mut circuit = circuit(0.5, 10, 1, 1);
-        feed(&mut circuit, at(0.0), "F");
-        let refusal = circuit.admit(at(59.999)).unwrap_err();
-        assert_eq!(refusal.reason, Reason::CircuitOpen);
-        assert_eq!(refusal.retry_after, Some(Duration::from_millis(1)));
-        feed(&mut circuit, at(60.0), "F");
-        assert_eq!(circuit.open_for(at(61.0)), Some(at(59.0)));
-        feed(&mut circuit, at(120.0), "S");
-        assert_eq!((circuit.state(), circuit.counts()), (State::Closed, (0, 0)));
-    }
-
-    #[test]
-    fn half_open_is_judged_by_rate_over_exactly_its_probes() {
-        for (probes, state) in [("FSSS", State::Closed), ("FFSS", State::Open), ("F.S.SS", State::Closed)] {
-            let mut circuit = circuit(0.5, 10, 1, 4);
-            feed(&mut circuit, at(0.0), "F");
-            feed(&mut circuit, at(60.0), probes);
-            assert_eq!(circuit.state(), state, "{probes}");
-        }
-    }
-
-    #[test]
-    fn probes_in_flight_and_in_all_are_bounded_and_an_aborted_one_gives_its_place_back() {
-        let mut circuit = circuit(0.5, 10, 1, 2);
-        feed(&mut circuit, at(0.0), "F");
-        let first = circuit.admit(at(60.0)).unwrap();
-        let second = circuit.admit(at(60.0)).unwrap();
-        assert_eq!(circuit.admit(at(60.0)).unwrap_err().reason, Reason::ProbesTaken);
-        circuit.record(first, Record::Nothing, at(60.0));
-        circuit.record(second, Record::Success, at(60.0));
-        assert_eq!(circuit.admit(at(60.0)), Ok(first));
-        assert_eq!(circuit.admit(at(60.0)).unwrap_err().reason, Reason::ProbesTaken);
-    }
-
-    #[test]
-    fn a_hung_probe_cannot_block_the_circuit() {
-        let mut circuit = circuit(0.5, 10, 1, 1);
-        feed(&mut circuit, at(0.0), "F");
-        let hung = circuit.admit(at(60.0)).unwrap();
-        assert_eq!(circuit.admit(at(119.0)).unwrap_err().reason, Reason::ProbesTaken);
-        assert_eq!(circuit.admit(at(120.0)).unwrap_err().reason, Reason::CircuitOpen);
-        let fresh = circuit.admit(at(180.0)).unwrap();
-        circuit.record(hung, Record::Failure, at(180.0));
-        assert_eq!(circuit.state(), State::HalfOpen, "a result from an earlier epoch changes nothing");
-        circuit.record(fresh, Record::Success, at(180.0));
-        assert_eq!(circuit.state(), State::Closed);
-    }
-
-    #[test]
-    fn late_results_of_the_closed_time_are_inert() {
-        let mut circuit = circuit(0.5, 10, 1, 1);
-        let late = circuit.admit(at(0.0)).unwrap();
-        feed(&mut circuit, at(0.0), "F");
-        circuit.record(late, Record::Success, at(1.0));
-        assert_eq!(circuit.state(), State::Open);
-        let probe = circuit.admit(at(60.0)).unwrap();
-        circuit.record(late, Record::Success, at(60.0));
-        assert_eq!(circuit.state(), State::HalfOpen);
-        circuit.record(probe, Record::Success, at(60.0));
-        assert_eq!(circuit.state(), State::Closed);
     }
 }
+
+/// The share of calls let through, so long after a recovery.
+fn share(since: Duration, ramp: Option<Duration>, now: Duration) -> f64 {
+    let Some(ramp) = ramp else { return 1.0 };
+    let passed = now.saturating_sub(since).as_secs_f64() / ramp.as_secs_f64();
+    (RAMP_START + (1.0 - RAMP_START) * passed).min(1.0)
+}
+
+/// `now` and `time` later, but before "for ever".
+fn later(now: Duration, time: Duration) -> Duration {
+    now.saturating_add(time).min(Duration::MAX - Duration::from_nanos(1))
+}
+
+#[cfg(all(test, not(family_loom)))]
+mod model;
+#[cfg(all(test, not(family_loom)))]
+mod tests;

@@ -8,8 +8,11 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+mod keyed;
+pub use keyed::{KeyedCircuitBreakerLayer, KeyedCircuitBreakerService};
+
 use crate::CircuitBreaker;
-use crate::breaker::{Admitted, Judge, Ticket};
+use crate::permit::{Admitted, Judge, Ticket};
 
 /// [`CircuitBreaker`] as a tower layer. All services it makes share the breaker's one state.
 #[derive(Clone, Debug)]
@@ -89,24 +92,17 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let admitted = self.refused.take().map_or_else(|| self.breaker.admit(), Err);
-        let state = match admitted {
-            Ok(epoch) => {
-                // Taken first: if `call` panics, the permit is given back.
-                let ticket = Ticket::new(self.breaker.clone(), epoch);
-                let judge = ByClassifier(self.classifier.clone());
-                State::Admitted { future: Admitted::new(self.inner.call(request), ticket, judge) }
-            }
-            Err(rejection) => State::Refused { rejection: Some(rejection) },
-        };
-        CircuitBreakerFuture { state }
+        if let Some(rejection) = self.refused.take() {
+            return CircuitBreakerFuture::refused(self.breaker.rejected(rejection));
+        }
+        CircuitBreakerFuture::start(self.breaker.clone(), &mut self.inner, request, self.classifier.clone())
     }
 }
 
 struct ByClassifier<C>(C);
 
-impl<T, E: PolicyError, C: Classify<T, E>> Judge<Result<T, E>> for ByClassifier<C> {
-    fn judge(&self, result: &Result<T, E>) -> Verdict {
+impl<F, T, E: PolicyError, C: Classify<T, E>> Judge<F, Result<T, E>> for ByClassifier<C> {
+    fn judge(&self, _: &F, result: &Result<T, E>) -> Verdict {
         Outcome::of(result, |answer| self.0.classify(answer)).verdict()
     }
 }
@@ -129,6 +125,28 @@ pin_project! {
     enum State<F, C> {
         Admitted { #[pin] future: Admitted<F, CircuitBreaker, ByClassifier<C>> },
         Refused { rejection: Option<Rejection> },
+    }
+}
+
+impl<F, C> CircuitBreakerFuture<F, C> {
+    const fn refused(rejection: Rejection) -> Self {
+        Self { state: State::Refused { rejection: Some(rejection) } }
+    }
+
+    /// Calls the service if the breaker lets it.
+    fn start<S, R>(breaker: CircuitBreaker, inner: &mut S, request: R, classifier: C) -> Self
+    where
+        S: Service<R, Future = F>,
+    {
+        match breaker.admit() {
+            Ok((stamp, started)) => {
+                let mut ticket = Ticket::new(breaker, stamp, started);
+                let future = ticket.guard(|| inner.call(request));
+                let future = Admitted::new(future, ticket, ByClassifier(classifier));
+                Self { state: State::Admitted { future } }
+            }
+            Err(rejection) => Self::refused(rejection),
+        }
     }
 }
 

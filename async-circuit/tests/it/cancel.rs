@@ -17,7 +17,7 @@ async fn dropped_at_every_await_in_every_state_nothing_counts_and_probes_come_ba
         })
     };
     let points = drop_at_every_await(call, async |point| {
-        assert_eq!((breaker.state(), breaker.snapshot().calls), (State::Closed, u32::from(point.is_none())));
+        assert_eq!((breaker.state(), breaker.snapshot().calls), (State::Closed, u64::from(point.is_none())));
     })
     .await;
     assert_eq!(points, 2);

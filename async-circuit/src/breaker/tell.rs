@@ -1,0 +1,129 @@
+//! How the breaker tells the world: one place, after every lock has been released.
+
+use super::CircuitBreaker;
+use crate::event::{Event, Transition};
+use crate::snapshot::State;
+use crate::state::Turn;
+
+/// Lets the next transition be told again, should telling one unwind.
+struct Telling<'b>(&'b CircuitBreaker);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.lock().telling = false;
+    }
+}
+
+impl CircuitBreaker {
+    /// Tells all transitions that wait, in order. One caller at a time does it; those who come meanwhile leave theirs to
+    /// it.
+    #[cold]
+    pub(super) fn tell_turns(&self) {
+        let telling = Telling(self);
+        loop {
+            let turn = {
+                let mut circuit = self.lock();
+                let Some(turn) = circuit.next_turn() else {
+                    circuit.telling = false;
+                    break;
+                };
+                turn
+            };
+            self.tell(turn);
+        }
+        std::mem::forget(telling);
+    }
+
+    fn tell(&self, mut turn: Turn) {
+        if let (State::Open, Some(_), Some(choose)) =
+            (turn.to, turn.open_for, self.shared.config.open_for.choose())
+            && turn.cause != crate::Cause::Restored
+        {
+            let time = choose(&self.snapshot());
+            turn.open_for = Some(time);
+            let mut circuit = self.lock();
+            circuit.set_open_for(&turn, time);
+            self.publish(&circuit);
+        }
+        let Turn { epoch, from, to, cause, at, open_for } = turn;
+        let transition = Transition { epoch, from, to, cause, at: self.shared.hot.origin + at, open_for };
+        self.shared.subscribers.send(transition);
+        self.emit(|| Event::Transitioned(transition));
+    }
+
+    /// The one place where events leave the breaker.
+    pub(super) fn emit(&self, event: impl FnOnce() -> Event) {
+        let listener = self.shared.config.listener.as_ref();
+        if listener.is_none() && !cfg!(any(feature = "tracing", feature = "metrics")) {
+            return;
+        }
+        let event = event();
+        #[cfg(feature = "tracing")]
+        trace(self.name(), &event);
+        #[cfg(feature = "metrics")]
+        measure(self.name(), &event);
+        if let Some(listener) = listener {
+            (listener.0)(self, &event);
+        }
+    }
+}
+
+#[cfg(feature = "tracing")]
+fn trace(name: Option<&str>, event: &Event) {
+    match event {
+        Event::Transitioned(Transition { to: State::Open, cause, open_for, .. }) => {
+            tracing::warn!(breaker = name, cause = cause.as_str(), ?open_for, "circuit opened");
+        }
+        Event::Transitioned(Transition { from, to, cause, .. }) => {
+            tracing::info!(
+                breaker = name,
+                from = from.as_str(),
+                cause = cause.as_str(),
+                "circuit {}",
+                to.as_str()
+            );
+        }
+        Event::Rejected(rejection) => tracing::debug!(breaker = name, %rejection, "call refused"),
+        Event::WouldReject(rejection) => {
+            tracing::debug!(breaker = name, %rejection, "call would have been refused");
+        }
+        Event::Ended { ending, slow } => {
+            tracing::debug!(breaker = name, ending = ending.as_str(), slow, "call did not end well");
+        }
+    }
+}
+
+/// `circuit_breaker_state` is 0 while closed, 1 half-open, 2 open.
+#[cfg(feature = "metrics")]
+fn measure(name: Option<&str>, event: &Event) {
+    let breaker = name.unwrap_or_default().to_owned();
+    match event {
+        Event::Transitioned(Transition { to, cause, .. }) => {
+            let state = match to {
+                State::Closed => 0.0,
+                State::HalfOpen => 1.0,
+                State::Open => 2.0,
+            };
+            metrics::gauge!("circuit_breaker_state", "breaker" => breaker.clone()).set(state);
+            metrics::counter!(
+                "circuit_breaker_transitions_total",
+                "breaker" => breaker, "to" => to.as_str(), "cause" => cause.as_str()
+            )
+            .increment(1);
+        }
+        Event::Rejected(_) => {
+            metrics::counter!("circuit_breaker_refused_total", "breaker" => breaker).increment(1);
+        }
+        Event::WouldReject(_) => {
+            metrics::counter!("circuit_breaker_would_refuse_total", "breaker" => breaker).increment(1);
+        }
+        Event::Ended { ending, slow } => {
+            let slow = if *slow { "true" } else { "false" };
+            metrics::counter!(
+                "circuit_breaker_bad_calls_total",
+                "breaker" => breaker, "ending" => ending.as_str(), "slow" => slow
+            )
+            .increment(1);
+        }
+    }
+}

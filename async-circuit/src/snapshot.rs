@@ -1,0 +1,113 @@
+use std::time::{Duration, SystemTime};
+
+/// Where the circuit stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum State {
+    /// Calls go through and are counted.
+    Closed,
+    /// Calls are refused.
+    Open,
+    /// A few calls go through and decide.
+    HalfOpen,
+}
+
+impl State {
+    /// The state as a word: `half_open`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
+/// Who decides about the circuit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Mode {
+    /// The rules.
+    #[default]
+    Automatic,
+    /// The rules, but nothing is refused: a call that would have been goes through uncounted, and is told as
+    /// [`Event::WouldReject`](crate::Event::WouldReject). For trying rules out.
+    ObserveOnly,
+    /// Open until the mode is changed.
+    ForcedOpen,
+    /// Closed until the mode is changed; calls are counted.
+    ForcedClosed,
+    /// Closed until the mode is changed; calls are not counted.
+    Disabled,
+}
+
+/// How many calls ended how since the breaker was made, whatever the mode. Calls that ended well and in time are not
+/// counted here: the healthy path writes nothing that threads share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Totals {
+    /// Failures, panics not among them.
+    pub failures: u64,
+    /// Panics.
+    pub panics: u64,
+    /// Calls slower than a slow-call rule allows, however they ended.
+    pub slow: u64,
+    /// Calls that said nothing about the backend.
+    pub ignored: u64,
+    /// Calls dropped before they had an outcome.
+    pub aborted: u64,
+    /// Calls refused.
+    pub refused: u64,
+    /// Calls that would have been refused, and were only observed.
+    pub would_refuse: u64,
+}
+
+/// What a breaker knows about its circuit at one moment.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Where the circuit stands.
+    pub state: State,
+    /// Who decides about it.
+    pub mode: Mode,
+    /// How many transitions there were.
+    pub epoch: u64,
+    /// How many calls the window of the first failure rate holds. While the circuit is not closed: as it was when it opened,
+    /// but for calls that have left a window over time since.
+    pub calls: u64,
+    /// How many of them failed.
+    pub failures: u64,
+    /// How many calls the window of the first slow-call rate holds are slow.
+    pub slow_calls: u64,
+    /// Failures in a row, where a rule counts them.
+    pub consecutive_failures: u64,
+    /// While open: how long until probes are let through. `None` if forced open.
+    pub retry_after: Option<Duration>,
+    /// While half-open: probes that have no outcome yet.
+    pub probes_in_flight: u32,
+    /// How often the circuit has opened again since it last opened after a recovery.
+    pub reopenings: u32,
+    /// The share of calls let through: 1 while closed, less on the ramp after a recovery, 0 otherwise.
+    pub admitted: f64,
+    /// All calls that did not simply end well.
+    pub totals: Totals,
+}
+
+/// What of a breaker's state outlives the process: [`CircuitBreaker::save`](crate::CircuitBreaker::save).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Saved {
+    /// Who decided about the circuit.
+    pub mode: Mode,
+    /// How long it still had to stay open; zero if probes were deciding or traffic was on the ramp (it will be probed
+    /// again); `None` if it was closed.
+    pub open_for: Option<Duration>,
+    /// How often it had opened again without a recovery.
+    pub reopenings: u32,
+    /// When this was saved: the time until it is restored is taken off the open time.
+    pub saved_at: SystemTime,
+}

@@ -1,0 +1,67 @@
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
+
+use crate::Transition;
+
+/// How many transitions wait for a reader who does not read.
+const CAPACITY: usize = 64;
+
+/// The transitions of one breaker since this stream was made, in order: see
+/// [`CircuitBreaker::transitions`](crate::CircuitBreaker::transitions).
+///
+/// Ends when the last clone of the breaker is gone. Up to 64 wait to be read; later ones are dropped, and a gap between the
+/// epochs shows it. It is a `futures_core::Stream` too.
+#[must_use = "a stream does nothing until read"]
+#[derive(Debug)]
+pub struct Transitions(Receiver<Transition>);
+
+impl Transitions {
+    /// The next transition; `None` once the breaker is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it is ready, it has taken nothing.
+    pub async fn next(&mut self) -> Option<Transition> {
+        self.0.recv().await
+    }
+
+    /// The next transition, if there is one already.
+    pub fn try_next(&mut self) -> Option<Transition> {
+        self.0.try_recv().ok()
+    }
+}
+
+impl Stream for Transitions {
+    type Item = Transition;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Transition>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Subscribers(Mutex<Vec<Sender<Transition>>>);
+
+impl Subscribers {
+    pub(crate) fn subscribe(&self) -> Transitions {
+        let (sender, receiver) = channel(CAPACITY);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        Transitions(receiver)
+    }
+
+    /// Called by one caller at a time, outside the circuit's lock; wakers run outside this one too.
+    pub(crate) fn send(&self, transition: Transition) {
+        let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        senders.retain(|sender| match sender.try_send(transition) {
+            Ok(()) | Err(TrySendError::Full(_)) => false,
+            Err(TrySendError::Closed(_)) => true,
+        });
+        if !senders.is_empty() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|sender| !sender.is_closed());
+        }
+    }
+}
