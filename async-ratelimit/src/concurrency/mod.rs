@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_policy::{ConfigError, Deadline, Name, PolicyKind, Reason, Rejection};
-use tokio::task::coop::unconstrained;
+use tokio::task::coop::{poll_proceed, unconstrained};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 pub use config::ConcurrencyLimitBuilder;
@@ -134,9 +134,7 @@ impl ConcurrencyLimit {
     #[inline]
     pub async fn acquire_many(&self, weight: u32) -> Result<Permit<'_>, Rejection> {
         let shared = &*self.shared;
-        if !shared.semaphore.try_acquire(weight) {
-            Shared::wait(shared, weight).await?;
-        }
+        shared.acquire(weight).await?;
         Ok(Permit { shared, weight })
     }
 
@@ -151,9 +149,7 @@ impl ConcurrencyLimit {
     /// As [`acquire_many`](Self::acquire_many).
     #[inline]
     pub async fn acquire_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
-        if !self.shared.semaphore.try_acquire(weight) {
-            Shared::wait(&self.shared, weight).await?;
-        }
+        self.shared.acquire(weight).await?;
         Ok(OwnedPermit { shared: Arc::clone(&self.shared), weight })
     }
 
@@ -238,10 +234,17 @@ impl Shared {
         }
     }
 
+    #[inline]
+    async fn acquire(&self, weight: u32) -> Result<(), Rejection> {
+        // A loop whose acquires never wait must still let others on its thread have their turn.
+        poll_fn(poll_proceed).await.made_progress();
+        if self.semaphore.try_acquire(weight) { Ok(()) } else { self.wait(weight).await }
+    }
+
     #[cold]
-    async fn wait(this: &Self, weight: u32) -> Result<(), Rejection> {
-        let mut ticket = Ticket::new(this, weight);
-        match this.patience() {
+    async fn wait(&self, weight: u32) -> Result<(), Rejection> {
+        let mut ticket = Ticket::new(self, weight);
+        match self.patience() {
             None => poll_fn(|cx| ticket.poll(cx, None)).await,
             Some((at, reason)) => {
                 let mut timer = pin!(sleep_until(at));
@@ -272,7 +275,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
     ) -> Poll<Result<(), Rejection>> {
         let semaphore = &self.shared.semaphore;
         match self.key {
-            Some(key) => match semaphore.poll(key, cx.waker().clone()) {
+            Some(key) => match semaphore.poll(key, cx.waker()) {
                 Turn::Waits => {}
                 Turn::Granted => {
                     self.key = None;

@@ -131,22 +131,34 @@ impl Semaphore {
         }
     }
 
-    /// How it stands with `key`; `waker` replaces the one it left.
-    pub(crate) fn poll(&self, key: Key, waker: Waker) -> Turn {
-        let mut waiters = self.lock();
-        let waiter = waiters.queue.get_mut(key);
-        let (turn, old) = match &mut waiter.status {
-            Status::Waiting(left) => (Turn::Waits, Some(std::mem::replace(left, waker))),
-            Status::Granted => (Turn::Granted, None),
-            Status::TooHeavy => (Turn::TooHeavy, None),
-        };
-        if turn != Turn::Waits {
-            waiters.queue.remove(key);
+    /// How it stands with `key`, to be told to `waker` when that changes.
+    pub(crate) fn poll(&self, key: Key, waker: &Waker) -> Turn {
+        let mut spare = None;
+        loop {
+            let mut waiters = self.lock();
+            match &mut waiters.queue.get_mut(key).status {
+                Status::Waiting(left) if left.will_wake(waker) => return Turn::Waits,
+                Status::Waiting(left) => {
+                    if let Some(new) = spare.take() {
+                        let old = std::mem::replace(left, new);
+                        drop(waiters);
+                        drop(old);
+                        return Turn::Waits;
+                    }
+                    // To clone or drop a waker is the caller's code: not under the lock.
+                    drop(waiters);
+                    spare = Some(waker.clone());
+                }
+                Status::Granted => {
+                    waiters.queue.remove(key);
+                    return Turn::Granted;
+                }
+                Status::TooHeavy => {
+                    waiters.queue.remove(key);
+                    return Turn::TooHeavy;
+                }
+            }
         }
-        drop(waiters);
-        // A waker is the caller's code.
-        drop(old);
-        turn
     }
 
     /// Gives up a place in the queue. What it was given meanwhile goes back, or, if `keep`, to the caller: true then.
@@ -197,30 +209,25 @@ impl Semaphore {
             return Handed { waker: None, more: false };
         };
         let waiter = waiters.queue.get_mut(key);
-        let status = if waiter.n > limit {
+        let n = waiter.n;
+        let status = if n > limit {
             Status::TooHeavy
-        } else if free(self.word.load(Ordering::Acquire)) >= i64::from(waiter.n) {
-            // Only additions can come between: the flag is set, and the lock is ours.
-            self.word.fetch_sub(weight(waiter.n), Ordering::Acquire);
+        } else if free(self.word.load(Ordering::Acquire)) >= i64::from(n) {
             Status::Granted
         } else {
             return Handed { waker: None, more: false };
         };
+        let taken = if matches!(status, Status::Granted) { weight(n) } else { 0 };
         let waker = match std::mem::replace(&mut waiter.status, status) {
             Status::Waiting(waker) => Some(waker),
             _ => None,
         };
         waiters.queue.unlink(key);
-        let more = match waiters.queue.front() {
-            Some(next) => {
-                let n = waiters.queue.get_mut(next).n;
-                n > limit || free(self.word.load(Ordering::Relaxed)) >= i64::from(n)
-            }
-            None => {
-                self.word.fetch_and(!WAITING, Ordering::Release);
-                false
-            }
-        };
+        let next = waiters.queue.front().map(|next| waiters.queue.get_mut(next).n);
+        // Only releases can come between the look and this: the flag is set, and the lock is ours.
+        let flag = if next.is_none() { WAITING } else { 0 };
+        let left = self.word.fetch_sub(taken + flag, Ordering::AcqRel) - taken;
+        let more = next.is_some_and(|n| n > limit || free(left) >= i64::from(n));
         Handed { waker, more }
     }
 

@@ -146,3 +146,122 @@ impl<C: clock::Clock> Engine<C> {
         Tat::new(self.now() + u64::try_from(same).unwrap_or(u64::MAX).min(most))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use governor::clock::Clock as _;
+
+    use super::*;
+
+    /// A clock that goes where it is put.
+    #[derive(Clone, Debug, Default)]
+    struct Hand(Arc<AtomicU64>);
+
+    impl clock::Clock for Hand {
+        type Instant = Nanos;
+
+        fn now(&self) -> Nanos {
+            self.0.load(Ordering::Relaxed).into()
+        }
+    }
+
+    const TENTH: u64 = 100_000_000;
+
+    /// Ten per second, as in the test of Go's limiter.
+    fn ten(burst: u32) -> (Hand, Engine<Hand>, Tat) {
+        let hand = Hand::default();
+        hand.0.store(1_000 * TENTH, Ordering::Relaxed);
+        let engine = Engine::new(Quota::per_second(10).with_burst(burst), hand.clone()).unwrap();
+        (hand, engine, Tat::default())
+    }
+
+    fn at(hand: &Hand, tenths: u64) {
+        hand.0.store((1_000 + tenths) * TENTH, Ordering::Relaxed);
+    }
+
+    fn n(n: u32) -> NonZeroU32 {
+        NonZeroU32::new(n).unwrap()
+    }
+
+    #[test]
+    fn its_now_counts_from_its_start() {
+        let (hand, engine, _) = ten(3);
+        assert_eq!(engine.now(), 0);
+        at(&hand, 7);
+        assert_eq!(engine.now(), 7 * TENTH);
+        assert_eq!(engine.limiter.clock().now().as_u64(), 1_007 * TENTH);
+    }
+
+    #[test]
+    fn gos_rules_for_turns() {
+        // R(t, n) in tenths of a second at burst 2: R(0,2) = 0, R(0,2) = 2, R(3,2) = 4.
+        let (hand, engine, tat) = ten(2);
+        assert!(engine.take_n(&tat, n(2)));
+        assert_eq!(engine.turn(tat.get(), engine.now(), 0, 2), 2 * TENTH);
+        // The second two are taken at 2; at 3, one of the next two is missing.
+        at(&hand, 2);
+        assert!(engine.take_n(&tat, n(2)));
+        at(&hand, 3);
+        assert!(!engine.take_n(&tat, n(2)));
+        assert_eq!(engine.turn(tat.get(), engine.now(), 0, 2), 4 * TENTH);
+        // Cancelled at 1, the second two count for nobody: R(1,2) = 2.
+        let (hand, engine, tat) = ten(2);
+        assert!(engine.take_n(&tat, n(2)));
+        at(&hand, 1);
+        assert_eq!(engine.turn(tat.get(), engine.now(), 0, 2), 2 * TENTH);
+        assert_eq!(engine.turn(tat.get(), engine.now(), 2, 2), 4 * TENTH);
+    }
+
+    #[test]
+    fn above_the_burst_it_is_refused_and_nothing_changes() {
+        let (_, engine, tat) = ten(3);
+        assert!(!engine.take_n(&tat, n(4)));
+        assert!(!engine.take_n(&tat, n(u32::MAX)));
+        assert_eq!(tat.get(), 0);
+        assert_eq!(engine.available(tat.get(), engine.now()), 3);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_mints_nothing() {
+        let (hand, engine, tat) = ten(2);
+        at(&hand, 10);
+        assert!(engine.take_n(&tat, n(2)));
+        for back in [9, 5, 0] {
+            at(&hand, back);
+            assert!(!engine.take(&tat));
+            assert_eq!(engine.available(tat.get(), engine.now()), 0);
+        }
+        // Before its own start, even.
+        hand.0.store(0, Ordering::Relaxed);
+        assert_eq!(engine.now(), 0);
+        assert!(!engine.take(&tat));
+        at(&hand, 11);
+        assert!(engine.take(&tat));
+        assert!(!engine.take(&tat));
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_grants_one_burst() {
+        let (_, engine, tat) = ten(5);
+        assert_eq!((0..100).filter(|_| engine.take(&tat)).count(), 5);
+    }
+
+    #[test]
+    fn the_largest_quota_does_not_overflow() {
+        let hand = Hand::default();
+        let hundred_years = Duration::from_secs(100 * 365 * 86_400);
+        let engine = Engine::new(Quota::new(1, hundred_years).with_burst(1), hand.clone()).unwrap();
+        let tat = Tat::default();
+        assert!(engine.take(&tat));
+        assert!(!engine.take(&tat));
+        let turn = engine.turn(tat.get(), engine.now(), u64::MAX, u32::MAX);
+        assert!(turn > engine.now());
+        let old = tat.retire();
+        assert!(!engine.take(&tat) && !engine.take_n(&tat, n(1)));
+        let fast = Engine::new(Quota::per_second(1_000_000_000), hand).unwrap();
+        assert_eq!(fast.available(fast.adopt(&engine, old).get(), fast.now()), 999_999_999);
+    }
+}

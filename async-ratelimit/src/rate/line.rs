@@ -47,6 +47,8 @@ pub(crate) enum Turn {
     Sleep(u64),
     /// It is to be woken by who is before it.
     Parked,
+    /// To be asked again, with a spare waker: cloning one is the caller's code, and not for under the lock.
+    WakerNeeded,
     /// The burst was lowered below what it asked for; it has left.
     TooMany(Left),
 }
@@ -84,8 +86,15 @@ impl Line {
         self.queue.push_back(Waiter { n, turn, due: false, waker: Some(waker) })
     }
 
-    /// Looks whether its turn has come. Who has to go on waiting leaves `waker`, and gets back the one it left before.
-    pub(crate) fn poll(&mut self, key: Key, waker: &mut Option<Waker>, cells: &mut impl Cells) -> Turn {
+    /// Looks whether its turn has come. Who has to go on waiting leaves `waker` if it has not done so before: from `spare`, and
+    /// gets back there the one it left.
+    pub(crate) fn poll(
+        &mut self,
+        key: Key,
+        waker: &Waker,
+        spare: &mut Option<Waker>,
+        cells: &mut impl Cells,
+    ) -> Turn {
         let front = self.queue.front() == Some(key);
         let waiter = self.queue.get_mut(key);
         let n = waiter.n;
@@ -95,11 +104,16 @@ impl Line {
         if front && cells.take(n) {
             return Turn::Taken(self.leave(key, cells));
         }
+        if !waiter.waker.as_ref().is_some_and(|left| left.will_wake(waker)) {
+            if spare.is_none() {
+                return Turn::WakerNeeded;
+            }
+            std::mem::swap(&mut waiter.waker, spare);
+        }
         if front {
             waiter.turn = cells.turn(0, n);
         }
         waiter.due = !front && cells.now() >= waiter.turn;
-        std::mem::swap(&mut waiter.waker, waker);
         if waiter.due { Turn::Parked } else { Turn::Sleep(waiter.turn) }
     }
 
@@ -125,5 +139,247 @@ impl Line {
             ahead += u64::from(waiter.n);
             wakers.extend(waiter.waker.take());
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::num::NonZeroU32;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+    use std::time::Duration;
+
+    use governor::clock::FakeRelativeClock;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rate::Quota;
+    use crate::rate::engine::{Engine, Tat};
+
+    #[derive(Default)]
+    struct Flag(AtomicUsize);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    struct Now<'a>(&'a Engine<FakeRelativeClock>, &'a Tat);
+
+    impl Cells for Now<'_> {
+        fn take(&mut self, n: u32) -> bool {
+            self.0.take_n(self.1, NonZeroU32::new(n).unwrap())
+        }
+
+        fn now(&self) -> u64 {
+            self.0.now()
+        }
+
+        fn most(&self) -> u32 {
+            self.0.quota().burst()
+        }
+
+        fn turn(&self, ahead: u64, n: u32) -> u64 {
+            self.0.turn(self.1.get(), self.0.now(), ahead, n)
+        }
+    }
+
+    struct Ticket {
+        id: usize,
+        n: u32,
+        key: Key,
+        flag: Arc<Flag>,
+        /// The wake-ups it has answered with a poll.
+        answered: usize,
+        /// When its timer fires.
+        timer: Option<u64>,
+        polls: usize,
+    }
+
+    /// The shell by hand: a clock that is moved, timers that are looked at.
+    struct World {
+        clock: FakeRelativeClock,
+        engine: Engine<FakeRelativeClock>,
+        tat: Tat,
+        line: Line,
+        tickets: VecDeque<Ticket>,
+        next: usize,
+        granted: Vec<(u64, usize, u32)>,
+        polls: Vec<usize>,
+    }
+
+    impl World {
+        fn new(quota: Quota) -> Self {
+            let clock = FakeRelativeClock::default();
+            let engine = Engine::new(quota, clock.clone()).unwrap();
+            Self {
+                clock,
+                engine,
+                tat: Tat::default(),
+                line: Line::new(),
+                tickets: VecDeque::new(),
+                next: 0,
+                granted: Vec::new(),
+                polls: Vec::new(),
+            }
+        }
+
+        fn arrive(&mut self, n: u32) {
+            let id = self.next;
+            self.next += 1;
+            let mut cells = Now(&self.engine, &self.tat);
+            if self.line.is_empty() && cells.take(n) {
+                self.granted.push((cells.now(), id, n));
+                return;
+            }
+            let turn = cells.turn(self.line.cells(), n);
+            let flag = Arc::new(Flag::default());
+            let key = self.line.join(n, turn, Waker::from(flag.clone()));
+            self.tickets.push_back(Ticket { id, n, key, flag, answered: 0, timer: Some(turn), polls: 0 });
+        }
+
+        fn poll(&mut self, at: usize) {
+            let ticket = &mut self.tickets[at];
+            ticket.polls += 1;
+            ticket.answered = ticket.flag.0.load(Ordering::Relaxed);
+            let waker = Waker::from(ticket.flag.clone());
+            let mut cells = Now(&self.engine, &self.tat);
+            let mut spare = Some(waker.clone());
+            match self.line.poll(ticket.key, &waker, &mut spare, &mut cells) {
+                Turn::Taken(left) => {
+                    self.granted.push((cells.now(), ticket.id, ticket.n));
+                    self.polls.push(ticket.polls);
+                    self.tickets.remove(at);
+                    left.next.into_iter().for_each(Waker::wake);
+                }
+                Turn::Sleep(turn) => {
+                    assert!(turn > cells.now(), "it would spin");
+                    ticket.timer = Some(turn);
+                }
+                Turn::Parked => ticket.timer = None,
+                turn => panic!("{turn:?}"),
+            }
+        }
+
+        fn leave(&mut self, at: usize) {
+            let ticket = self.tickets.remove(at).unwrap();
+            let left = self.line.leave(ticket.key, &Now(&self.engine, &self.tat));
+            left.next.into_iter().for_each(Waker::wake);
+        }
+
+        /// Polls whoever has been woken or whose timer has fired, those first that `order` points at.
+        fn run(&mut self, order: usize) {
+            loop {
+                let now = self.engine.now();
+                let ready: Vec<usize> = (0..self.tickets.len())
+                    .filter(|at| {
+                        let ticket = &self.tickets[*at];
+                        ticket.flag.0.load(Ordering::Relaxed) > ticket.answered
+                            || ticket.timer.is_some_and(|timer| timer <= now)
+                    })
+                    .collect();
+                let Some(at) = ready.get(order.checked_rem(ready.len()).unwrap_or(0)) else { return };
+                self.poll(*at);
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arrive(u32),
+        Leave(usize),
+        Pass(u64),
+        Run(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (1..=4_u32).prop_map(Step::Arrive),
+            1 => (0..32_usize).prop_map(Step::Leave),
+            3 => (0..3_000_000_u64).prop_map(Step::Pass),
+            4 => (0..32_usize).prop_map(Step::Run),
+        ];
+        prop::collection::vec(step, 1..200)
+    }
+
+    proptest! {
+        #[test]
+        fn under_every_interleaving_the_quota_and_the_order_hold_and_nobody_is_forgotten(
+            steps in steps(),
+            burst in 4..8_u32,
+            interval in 1..1_500_000_u64,
+        ) {
+            let mut world = World::new(Quota::new(1, Duration::from_nanos(interval)).with_burst(burst));
+            for step in steps {
+                match step {
+                    Step::Arrive(n) => world.arrive(n),
+                    Step::Leave(at) if !world.tickets.is_empty() => world.leave(at % world.tickets.len()),
+                    Step::Pass(nanos) => world.clock.advance(Duration::from_nanos(nanos)),
+                    Step::Run(order) => world.run(order),
+                    Step::Leave(_) => {}
+                }
+                let front = world.line.queue.front().is_some();
+                prop_assert_eq!(front, !world.tickets.is_empty());
+                prop_assert_eq!(world.line.cells(), world.tickets.iter().map(|t| u64::from(t.n)).sum::<u64>());
+            }
+            // Time goes on until nobody waits; each is granted as soon as it can be.
+            for _ in 0..world.tickets.len() * 3 + 3 {
+                world.run(0);
+                let now = world.engine.now();
+                let Some(next) = world.tickets.iter().filter_map(|ticket| ticket.timer).min() else { break };
+                world.clock.advance(Duration::from_nanos(next.saturating_sub(now)));
+            }
+            prop_assert!(world.tickets.is_empty(), "forgotten");
+            let ids: Vec<_> = world.granted.iter().map(|(_, id, _)| *id).collect();
+            prop_assert!(ids.is_sorted(), "out of order: {:?}", ids);
+            // In any window of length T at most burst + T / interval.
+            for (i, (from, ..)) in world.granted.iter().enumerate() {
+                let mut cells = 0;
+                for (to, _, n) in &world.granted[i..] {
+                    cells += u64::from(*n);
+                    prop_assert!(cells <= u64::from(burst) + (to - from) / interval);
+                }
+            }
+        }
+
+        #[test]
+        fn where_timers_are_exact_a_waiter_is_woken_once(
+            weights in prop::collection::vec(1..=4_u32, 1..100),
+            burst in 4..8_u32,
+            interval in 1..1_500_000_u64,
+        ) {
+            let mut world = World::new(Quota::new(1, Duration::from_nanos(interval)).with_burst(burst));
+            let started = world.engine.now();
+            let cells: u64 = weights.iter().map(|n| u64::from(*n)).sum();
+            weights.into_iter().for_each(|n| world.arrive(n));
+            while let Some(next) = world.tickets.iter().filter_map(|ticket| ticket.timer).min() {
+                world.clock.advance(Duration::from_nanos(next - world.engine.now()));
+                world.run(0);
+            }
+            prop_assert!(world.polls.iter().all(|polls| *polls == 1), "{:?}", world.polls);
+            let took = world.granted.last().unwrap().0 - started;
+            prop_assert_eq!(took, cells.saturating_sub(u64::from(burst)) * interval);
+        }
+    }
+
+    #[test]
+    fn each_who_gives_up_costs_each_successor_at_most_one_wake_up() {
+        let mut world = World::new(Quota::new(1, Duration::from_millis(1)).with_burst(1));
+        (0..100).for_each(|_| world.arrive(1));
+        // One in the middle, and the front.
+        world.leave(50);
+        world.leave(0);
+        while !world.tickets.is_empty() {
+            world.run(0);
+            let Some(next) = world.tickets.iter().filter_map(|ticket| ticket.timer).min() else { break };
+            world.clock.advance(Duration::from_nanos(next - world.engine.now()));
+        }
+        assert_eq!(world.granted.len(), 98);
+        assert!(world.polls.iter().all(|polls| *polls <= 2), "{:?}", world.polls);
+        // No cell is lost over it: 97 came after the first, one per millisecond.
+        assert_eq!(world.granted.last().unwrap().0, 97_000_000);
     }
 }

@@ -145,9 +145,6 @@ impl RateLimit {
     /// Dropping the future gives up the place in the queue and takes no cell: a cell is taken in the poll that completes.
     #[inline]
     pub async fn acquire_many(&self, n: u32) -> Result<(), Rejection> {
-        if self.shared.take_now(n) {
-            return Ok(());
-        }
         Wait::new(&*self.shared, n).await
     }
 
@@ -317,13 +314,18 @@ impl Shared {
     }
 
     /// How it stands with `key`, and now.
-    fn poll(&self, key: Key, waker: Waker) -> (Turn, u64) {
-        // Declared before the lock, and so dropped after it is free: wakers are the caller's code.
-        let mut waker = Some(waker);
-        let mut line = self.lock();
-        let polled = self.with_cells(|cells| (line.poll(key, &mut waker, cells), cells.now));
-        self.close(&line);
-        polled
+    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64) {
+        let mut spare = None;
+        loop {
+            let mut line = self.lock();
+            let polled = self.with_cells(|cells| (line.poll(key, waker, &mut spare, cells), cells.now));
+            self.close(&line);
+            drop(line);
+            if !matches!(polled.0, Turn::WakerNeeded) {
+                return polled;
+            }
+            spare = Some(waker.clone());
+        }
     }
 
     fn leave(&self, key: Key) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_policy::{Reason, Rejection};
 use pin_project_lite::pin_project;
+use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, Sleep};
 
 use super::line::{Left, Turn};
@@ -42,15 +43,26 @@ impl<S: Deref<Target = Shared>> Wait<S> {
 /// What a ticket has come to.
 enum Step {
     Done(Result<(), Rejection>),
-    Sleep { turn: u64, wait: Duration },
+    Sleep {
+        turn: u64,
+        wait: Duration,
+    },
+    /// To be woken by somebody else.
     Parked,
 }
 
 impl<S: Deref<Target = Shared>> Ticket<S> {
-    fn step(&mut self, cx: &Context<'_>) -> Step {
-        let waker = cx.waker().clone();
+    fn step(&mut self, cx: &mut Context<'_>) -> Step {
         let Some(key) = self.key else {
-            return match self.shared.join(self.n, waker) {
+            // A loop whose waits are never waits must still let others on its thread have their turn.
+            match poll_proceed(cx) {
+                Poll::Ready(coop) => coop.made_progress(),
+                Poll::Pending => return Step::Parked,
+            }
+            if self.shared.take_now(self.n) {
+                return Step::Done(Ok(()));
+            }
+            return match self.shared.join(self.n, cx.waker().clone()) {
                 Ok(Joined::Taken) => Step::Done(Ok(())),
                 Ok(Joined::Waits(key, turn, wait)) => {
                     self.key = Some(key);
@@ -59,7 +71,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
                 Err(rejection) => Step::Done(Err(rejection)),
             };
         };
-        let (turn, now) = self.shared.poll(key, waker);
+        let (turn, now) = self.shared.poll(key, cx.waker());
         match turn {
             Turn::Taken(left) => {
                 self.left(left);
@@ -71,6 +83,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
             }
             Turn::Sleep(turn) => Step::Sleep { turn, wait: Duration::from_nanos(turn.saturating_sub(now)) },
             Turn::Parked => Step::Parked,
+            Turn::WakerNeeded => unreachable!("asked again until it has one"),
         }
     }
 

@@ -1,0 +1,370 @@
+//! Limits on concurrency and on rate: `cargo bench -p benches --bench limit`.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn, ready};
+use std::hint::black_box;
+use std::num::NonZeroU32;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use async_policy::Failure;
+use async_ratelimit::{ConcurrencyLimit, ConcurrencyLimitLayer, Policy, Quota, RateLimit, RateLimitLayer};
+use benches::{Table, block_on, note, on_threads};
+use tokio::sync::Semaphore;
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+
+/// A rate that no bench reaches.
+const BILLION: u32 = 1_000_000_000;
+
+fn main() {
+    let mut table = Table::new("limit");
+    permits(&mut table);
+    rates(&mut table);
+    towers(&mut table);
+    herd(&mut table);
+    table.finish();
+}
+
+fn permits(table: &mut Table) {
+    let ours = ConcurrencyLimit::builder(100).with_queue(1_000, None).build().unwrap();
+    let tokio = Semaphore::new(100);
+    let acquire = |n| {
+        block_on(async {
+            for _ in 0..n {
+                drop(black_box(ours.acquire().await.unwrap()));
+            }
+        });
+    };
+    let tokio_acquire = |n| {
+        block_on(async {
+            for _ in 0..n {
+                drop(black_box(tokio.acquire().await.unwrap()));
+            }
+        });
+    };
+    let attempt = |n| (0..n).for_each(|_| drop(black_box(ours.try_acquire().unwrap())));
+    let tokio_attempt = |n| (0..n).for_each(|_| drop(black_box(tokio.try_acquire().unwrap())));
+    table
+        .row("permit, acquire")
+        .ours("async-ratelimit", acquire)
+        .peer("tokio semaphore", tokio_acquire)
+        .run();
+    table
+        .row("permit, acquire, 2 threads")
+        .ours("async-ratelimit", |n| on_threads(2, n, acquire))
+        .peer("tokio semaphore", |n| on_threads(2, n, tokio_acquire))
+        .run();
+    table.row("permit, try").ours("async-ratelimit", attempt).peer("tokio semaphore", tokio_attempt).run();
+    table
+        .row("permit, try, 2 threads")
+        .ours("async-ratelimit", |n| on_threads(2, n, attempt))
+        .peer("tokio semaphore", |n| on_threads(2, n, tokio_attempt))
+        .run();
+
+    let owned = Arc::new(Semaphore::new(100));
+    table
+        .row("permit, owned")
+        .ours("async-ratelimit", |n| {
+            block_on(async {
+                for _ in 0..n {
+                    drop(black_box(ours.acquire_owned(1).await.unwrap()));
+                }
+            });
+        })
+        .peer("tokio semaphore", |n| {
+            block_on(async {
+                for _ in 0..n {
+                    drop(black_box(Arc::clone(&owned).acquire_owned().await.unwrap()));
+                }
+            });
+        })
+        .run();
+
+    // Two tasks on one thread that hand one permit to and fro: each acquire waits.
+    let one = ConcurrencyLimit::builder(1).with_queue(10, None).build().unwrap();
+    let tokio_one = Semaphore::new(1);
+    table
+        .row("permit, handed over")
+        .ours("async-ratelimit", |n| {
+            let side = async || {
+                for _ in 0..n {
+                    let _permit = one.acquire().await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            block_on(async { tokio::join!(side(), side()) });
+        })
+        .peer("tokio semaphore", |n| {
+            let side = async || {
+                for _ in 0..n {
+                    let _permit = tokio_one.acquire().await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            block_on(async { tokio::join!(side(), side()) });
+        })
+        .run();
+}
+
+fn rates(table: &mut Table) {
+    let ours = RateLimit::builder(Quota::per_second(BILLION)).with_queue(1_000, None).build().unwrap();
+    let governor =
+        governor::RateLimiter::direct(governor::Quota::per_second(NonZeroU32::new(BILLION).unwrap()));
+    let check = |n| (0..n).for_each(|_| black_box(ours.try_acquire()).unwrap());
+    let governor_check = |n| (0..n).for_each(|_| black_box(governor.check()).unwrap());
+    let leaky = leaky_bucket::RateLimiter::builder()
+        .initial(BILLION as usize)
+        .max(BILLION as usize)
+        .refill(BILLION as usize)
+        .build();
+    let leaky_check = |n| (0..n).for_each(|_| assert!(black_box(leaky.try_acquire(1))));
+    table
+        .row("rate, check")
+        .ours("async-ratelimit", check)
+        .peer("governor", governor_check)
+        .peer("leaky-bucket", leaky_check)
+        .run();
+    table
+        .row("rate, check, 2 threads")
+        .ours("async-ratelimit", |n| on_threads(2, n, check))
+        .peer("governor", |n| on_threads(2, n, governor_check))
+        .peer("leaky-bucket", |n| on_threads(2, n, leaky_check))
+        .run();
+
+    let changed = RateLimit::builder(Quota::per_second(1)).build().unwrap();
+    changed.set_quota(Quota::per_second(BILLION)).unwrap();
+    table
+        .row("rate, check after a change of quota")
+        .ours("async-ratelimit", |n| (0..n).for_each(|_| black_box(changed.try_acquire()).unwrap()))
+        .peer("governor", governor_check)
+        .run();
+
+    let hourly = RateLimit::builder(Quota::per_hour(1)).build().unwrap();
+    hourly.try_acquire().unwrap();
+    let governor_hourly = governor::RateLimiter::direct(governor::Quota::per_hour(NonZeroU32::MIN));
+    governor_hourly.check().unwrap();
+    table
+        .row("rate, refusal with its wait")
+        .ours("async-ratelimit", |n| {
+            (0..n)
+                .for_each(|_| assert!(black_box(hourly.try_acquire().unwrap_err().retry_after()).is_some()));
+        })
+        .peer("governor", |n| {
+            use governor::clock::Clock as _;
+            (0..n).for_each(|_| {
+                let until = governor_hourly.check().unwrap_err();
+                black_box(until.wait_time_from(governor_hourly.clock().now()));
+            });
+        })
+        .run();
+
+    table
+        .row("rate, acquire")
+        .ours("async-ratelimit", |n| {
+            block_on(async {
+                for _ in 0..n {
+                    black_box(ours.acquire().await).unwrap();
+                }
+            });
+        })
+        .peer("governor until_ready", |n| {
+            block_on(async {
+                for _ in 0..n {
+                    governor.until_ready().await;
+                    black_box(());
+                }
+            });
+        })
+        .peer("leaky-bucket", |n| {
+            block_on(async {
+                for _ in 0..n {
+                    leaky.acquire_one().await;
+                    black_box(());
+                }
+            });
+        })
+        .run();
+
+    table
+        .row("rate, policy")
+        .ours("async-ratelimit", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(ours.call(|| ready(Ok::<_, ()>(black_box(i)))).await);
+                }
+            });
+        })
+        .peer("governor + call", |n| {
+            block_on(async {
+                for i in 0..n {
+                    if governor.check().is_ok() {
+                        let _ = black_box(ready(Ok::<_, ()>(black_box(i))).await);
+                    }
+                }
+            });
+        })
+        .run();
+}
+
+/// `n` calls of a service that is its own readiness's owner.
+async fn serve<S: Service<u64, Response = u64>>(service: &mut S, n: u64) {
+    for i in 0..n {
+        let Ok(ready) = service.ready().await else { panic!("not ready") };
+        let Ok(_) = black_box(ready.call(black_box(i)).await) else { panic!("failed") };
+    }
+}
+
+fn echo(i: u64) -> std::future::Ready<Result<u64, Failure<Infallible>>> {
+    ready(Ok(i))
+}
+
+fn towers(table: &mut Table) {
+    let limit = ConcurrencyLimit::builder(100).with_queue(1_000, None).build().unwrap();
+    let mut ours = ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(limit)).service(service_fn(echo));
+    let mut towers = ServiceBuilder::new().concurrency_limit(100).service(service_fn(echo));
+    let mut resilience = ServiceBuilder::new()
+        .layer(
+            tower_resilience::bulkhead::BulkheadLayer::builder().max_concurrent_calls(100).build().unwrap(),
+        )
+        .map_err(|_: Failure<Infallible>| std::io::Error::other("never"))
+        .service(service_fn(echo));
+    table
+        .row("tower, concurrency")
+        .ours("async-ratelimit", |n| block_on(serve(&mut ours, n)))
+        .peer("tower", |n| block_on(serve(&mut towers, n)))
+        .peer("tower-resilience", |n| block_on(serve(&mut resilience, n)))
+        .run();
+
+    let rate = RateLimit::builder(Quota::per_second(BILLION)).build().unwrap();
+    let mut ours = ServiceBuilder::new().layer(RateLimitLayer::new(rate)).service(service_fn(echo));
+    let mut towers = block_on(async {
+        ServiceBuilder::new().rate_limit(u64::MAX, Duration::from_secs(3600)).service(service_fn(echo))
+    });
+    let mut resilience = ServiceBuilder::new()
+        .layer(
+            tower_resilience::ratelimiter::RateLimiterLayer::builder()
+                .limit_for_period(usize::MAX)
+                .refresh_period(Duration::from_secs(3600))
+                .build()
+                .unwrap(),
+        )
+        .map_err(|_: Failure<Infallible>| std::io::Error::other("never"))
+        .service(service_fn(echo));
+    table
+        .row("tower, rate")
+        .ours("async-ratelimit", |n| block_on(serve(&mut ours, n)))
+        .peer("tower", |n| block_on(serve(&mut towers, n)))
+        .peer("tower-resilience", |n| block_on(serve(&mut resilience, n)))
+        .run();
+}
+
+const WAITERS: u64 = 10_000;
+const RATE: u32 = 50_000;
+const BURST: u32 = 100;
+
+/// All waiters come at once; who came first should go first. Notes what it cost: percent of the ideal time, percent of pairs
+/// granted in the wrong order, polls per waiter.
+fn crowd<L: Send + Sync + 'static, F: Future<Output = ()> + Send + 'static>(
+    threads: usize,
+    limiter: L,
+    wait: impl Fn(Arc<L>) -> F + Copy + Send + 'static,
+) {
+    let runtime = match threads {
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        _ => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
+    };
+    let limiter = Arc::new(limiter);
+    let (granted, polls) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let started = Instant::now();
+    let order: Vec<u64> = runtime.unwrap().block_on(async {
+        let tasks: Vec<_> = (0..WAITERS)
+            .map(|_| {
+                let (limiter, granted, polls) = (limiter.clone(), granted.clone(), polls.clone());
+                tokio::spawn(async move {
+                    let mut wait = pin!(wait(limiter));
+                    poll_fn(|cx| {
+                        polls.fetch_add(1, Relaxed);
+                        let Poll::Ready(()) = wait.as_mut().poll(cx) else { return Poll::Pending };
+                        Poll::Ready(granted.fetch_add(1, Relaxed))
+                    })
+                    .await
+                })
+            })
+            .collect();
+        let mut order = Vec::new();
+        for task in tasks {
+            order.push(task.await.unwrap());
+        }
+        order
+    });
+    let took = started.elapsed();
+    let ideal = f64::from(WAITERS as u32 - BURST) / f64::from(RATE);
+    note("of ideal", took.as_secs_f64() / ideal);
+    note("% inverted", 100.0 * inversions(&order) as f64 / (WAITERS * (WAITERS - 1) / 2) as f64);
+    note("polls/waiter", polls.load(Relaxed) as f64 / WAITERS as f64);
+}
+
+fn inversions(order: &[u64]) -> u64 {
+    let mut tree = vec![0_u64; order.len() + 1];
+    let mut inverted = 0;
+    for (seen, &place) in order.iter().enumerate() {
+        let (mut before, mut at) = (0, place as usize);
+        while at > 0 {
+            before += tree[at];
+            at &= at - 1;
+        }
+        inverted += seen as u64 - before;
+        let mut at = place as usize + 1;
+        while at < tree.len() {
+            tree[at] += 1;
+            at += at & at.wrapping_neg();
+        }
+    }
+    inverted
+}
+
+fn herd(table: &mut Table) {
+    let quota = governor::Quota::per_second(NonZeroU32::new(RATE).unwrap())
+        .allow_burst(NonZeroU32::new(BURST).unwrap());
+    let ours = |threads| {
+        move |_| {
+            let limit =
+                RateLimit::builder(Quota::per_second(RATE).with_burst(BURST)).with_queue(20_000, None);
+            crowd(threads, limit.build().unwrap(), async |limit: Arc<RateLimit>| {
+                limit.acquire().await.unwrap()
+            });
+        }
+    };
+    let governor = |threads| {
+        move |_| {
+            let limit = governor::DefaultDirectRateLimiter::direct(quota);
+            crowd(threads, limit, async |limit: Arc<governor::DefaultDirectRateLimiter>| {
+                limit.until_ready().await
+            });
+        }
+    };
+    let leaky = |threads| {
+        move |_| {
+            let limit = leaky_bucket::RateLimiter::builder()
+                .initial(BURST as usize)
+                .max(BURST as usize)
+                .refill(RATE as usize / 1_000)
+                .interval(Duration::from_millis(1))
+                .build();
+            crowd(threads, limit, async |limit: Arc<leaky_bucket::RateLimiter>| limit.acquire_one().await);
+        }
+    };
+    for (name, threads) in [("herd of 10,000", 1), ("herd of 10,000, 2 threads", 2)] {
+        table
+            .row(name)
+            .fixed(1)
+            .rounds(7)
+            .ours("async-ratelimit", ours(threads))
+            .peer("governor", governor(threads))
+            .peer("leaky-bucket", leaky(threads))
+            .run();
+    }
+}
