@@ -1,1 +1,1 @@
-//! Placeholder of the skeleton.
+#![doc = include_str!("../../README.md")]
