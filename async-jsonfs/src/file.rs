@@ -37,7 +37,8 @@ pub enum UpdateError<E> {
 
 /// A JSON file and how to treat it.
 ///
-/// It opens nothing; each call reads or replaces the file named by the path. All of a call's work runs in one job on the blocking pool.
+/// It opens nothing; each call reads or replaces the file named by the path. All of a call's work runs in one job on the blocking pool,
+/// but for the parsing of loaded files of up to 8 KiB.
 ///
 /// Changes of one file by this process are made one after another, in the order of the calls' first polls, whatever path
 /// leads to it. Other processes are kept out by an advisory lock on `.NAME.lock` beside it, which stays there, empty. Reads wait for
@@ -407,7 +408,7 @@ impl JsonFile {
 
     async fn read<R: Send + 'static>(
         &self,
-        make: impl FnOnce(&[u8], &Options) -> Result<R, Fault> + Send + 'static,
+        make: fn(&[u8], &Options) -> Result<R, Fault>,
     ) -> Result<R, Error> {
         let Self { path, options, ops } = self.clone();
         let read = move |_: &_| {
@@ -419,9 +420,14 @@ impl JsonFile {
                 opened => opened,
             };
             let (bytes, _) = target::read(&*ops, &file.step("open")?, &options)?;
-            make(&bytes, &options)
+            if bytes.len() > SMALL { make(&bytes, &options).map(Read::Made) } else { Ok(Read::Small(bytes)) }
         };
-        job::run(read).await.and_then(|made| made).map_err(|fault| self.error(fault))
+        let made = match job::run(read).await {
+            Ok(Ok(Read::Made(made))) => Ok(made),
+            Ok(Ok(Read::Small(bytes))) => make(&bytes, &self.options),
+            Ok(Err(fault)) | Err(fault) => Err(fault),
+        };
+        made.map_err(|fault| self.error(fault))
     }
 
     pub(crate) async fn exclusive<R: Send + 'static>(
@@ -436,6 +442,15 @@ impl JsonFile {
     pub(crate) fn error(&self, fault: Fault) -> Error {
         Error::new(&self.path, fault)
     }
+}
+
+/// Up to this many bytes a loaded file is parsed by the caller, in some 50 us: what another thread has parsed costs more to drop
+/// than that (its memory goes back to an allocator's arena that is not this thread's).
+const SMALL: usize = 8 << 10;
+
+enum Read<R> {
+    Made(R),
+    Small(Vec<u8>),
 }
 
 impl<P: Into<PathBuf>> From<P> for JsonFile {

@@ -109,13 +109,16 @@ impl Ops for System {
     }
 
     fn identify(&self, dir: &OwnedFd) -> io::Result<DirId> {
-        let id = Meta::from_stat(&fs::fstat(dir)?).id;
         #[cfg(target_os = "linux")]
-        let born = fs::statx(dir, c"", AtFlags::EMPTY_PATH, fs::StatxFlags::BTIME)
-            .map_or((0, 0), |stat| (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
-        #[cfg(not(target_os = "linux"))]
-        let born = (0, 0);
-        Ok(DirId { id, born })
+        {
+            let wanted = fs::StatxFlags::INO | fs::StatxFlags::BTIME;
+            if let Ok(stat) = fs::statx(dir, c"", AtFlags::EMPTY_PATH, wanted) {
+                let device = fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+                let born = stat.stx_btime;
+                return Ok(DirId { id: (device, stat.stx_ino), born: (born.tv_sec, born.tv_nsec) });
+            }
+        }
+        Ok(DirId { id: Meta::from_stat(&fs::fstat(dir)?).id, born: (0, 0) })
     }
 
     fn open(&self, path: &Path, follow: bool) -> io::Result<File> {

@@ -1,7 +1,7 @@
 //! The durable replace sequence.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -64,9 +64,9 @@ impl Replace<'_> {
     pub(crate) fn run(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
         let Self { ops, target, options, .. } = *self;
         sweep(ops, target);
-        let (file, name) = self.create(old)?;
+        let (file, name, made) = self.create(old)?;
         let guard = Temporary { ops, target, name: &name };
-        self.fill(&file, bytes, old)?;
+        self.fill(&file, bytes, &made, old)?;
         if self.cancelled.load(Relaxed) {
             return Err(ErrorKind::Rejected(refusal(Reason::ShutDown)).into());
         }
@@ -86,7 +86,7 @@ impl Replace<'_> {
         Ok(file)
     }
 
-    fn create(&self, old: Option<&Meta>) -> Result<(File, std::ffi::OsString), Fault> {
+    fn create(&self, old: Option<&Meta>) -> Result<(File, OsString, Meta), Fault> {
         let Self { ops, target, options, .. } = *self;
         // Nobody else may look into it until it has the old one's mode; a new file has what the umask leaves.
         let mode = if old.is_some() || options.mode.is_some() { 0o600 } else { 0o666 };
@@ -102,16 +102,16 @@ impl Replace<'_> {
                 created => created.step("create a temporary file")?,
             };
             // The lock says that its writer lives. Whoever sweeps may have been faster: then it is theirs.
-            if ops.try_lock(&file).step("lock the temporary file")?
-                && ops.stat(&file).step("look at the temporary file")?.links > 0
-            {
+            let locked = ops.try_lock(&file).step("lock the temporary file")?;
+            let made = ops.stat(&file).step("look at the temporary file")?;
+            if locked && made.links > 0 {
                 std::mem::forget(guard);
-                return Ok((file, name));
+                return Ok((file, name, made));
             }
         }
     }
 
-    fn fill(&self, file: &File, bytes: &[u8], old: Option<&Meta>) -> Result<(), Fault> {
+    fn fill(&self, file: &File, bytes: &[u8], made: &Meta, old: Option<&Meta>) -> Result<(), Fault> {
         let Self { ops, options, .. } = *self;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -121,12 +121,13 @@ impl Replace<'_> {
             }
         }
         if let Some(old) = old {
-            let new = ops.stat(file).step("look at the temporary file")?;
-            if new.owner != old.owner {
+            if made.owner != old.owner {
                 ops.set_owner(file, old.owner).step("keep the file's owner")?;
             }
             // After the owner: a change of owner clears the set-user-id bit.
-            ops.set_mode(file, old.mode & 0o7777).step("keep the file's mode")?;
+            if made.mode != old.mode || made.owner != old.owner {
+                ops.set_mode(file, old.mode & 0o7777).step("keep the file's mode")?;
+            }
         } else if let Some(mode) = options.mode {
             ops.set_mode(file, mode).step("set the file's mode")?;
         }

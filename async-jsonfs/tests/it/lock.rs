@@ -160,8 +160,8 @@ async fn dropped_at_every_await_nothing_is_held_and_the_file_is_the_old_or_the_n
         .await;
     }
     assert!(points >= 5, "{points}");
-    let load_points = drop_at_every_await(|| file.load::<u32>(), async |_| ()).await;
-    assert!(load_points >= 1);
+    // A job may be done before it is asked for: then there is no await point.
+    drop_at_every_await(|| file.load::<u32>(), async |_| ()).await;
     let names: Vec<_> = fs::read_dir(&dir).unwrap().collect();
     assert_eq!(names.len(), 2, "{names:?}");
 }
