@@ -3,6 +3,7 @@
 
 mod concurrency;
 mod fifo;
+mod keyed;
 mod queue;
 mod rate;
 mod sync;
@@ -11,6 +12,10 @@ pub use async_policy::{ConfigError, Failure, Guard, Name, Policy, Reason, Reject
 pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencySnapshot, OwnedPermit, Permit};
 #[cfg(feature = "tower")]
 pub use concurrency::{ConcurrencyLimitFuture, ConcurrencyLimitLayer, ConcurrencyLimitService};
+pub use keyed::{
+    ConcurrencyLimitKey, DEFAULT_MAX_KEYS, KeyedConcurrencyLimit, KeyedConcurrencyLimitBuilder, KeyedPermit,
+    KeyedRateLimit, KeyedRateLimitBuilder, RateLimitKey,
+};
 pub use rate::{LONGEST_BURST, Quota, RateLimit, RateLimitBuilder, RateSnapshot, TICK};
 #[cfg(feature = "tower")]
 pub use rate::{RateLimitFuture, RateLimitLayer, RateLimitService};

@@ -49,6 +49,6 @@ impl ConcurrencyLimitBuilder {
     }
 }
 
-pub(super) fn check_limit(limit: u32) -> Result<(), ConfigError> {
+pub(crate) fn check_limit(limit: u32) -> Result<(), ConfigError> {
     if limit == 0 { Err(ConfigError::new("limit", limit, "at least 1")) } else { Ok(()) }
 }

@@ -20,8 +20,9 @@ pub use tower::{ConcurrencyLimitFuture, ConcurrencyLimitLayer, ConcurrencyLimitS
 
 use crate::fifo::Key;
 use crate::queue::Queue;
-use config::check_limit;
-use state::{Joined, Semaphore, Turn};
+pub(crate) use config::check_limit;
+pub(crate) use state::Semaphore;
+use state::{Joined, Turn};
 
 /// Limits how many operations are in flight at once: a fair semaphore, or bulkhead.
 ///
@@ -47,10 +48,10 @@ pub struct ConcurrencyLimit {
 }
 
 #[derive(Debug)]
-struct Shared {
-    semaphore: Semaphore,
-    queue: Queue,
-    name: Option<Name>,
+pub(crate) struct Shared {
+    pub(crate) semaphore: Semaphore,
+    pub(crate) queue: Queue,
+    pub(crate) name: Option<Name>,
 }
 
 /// What a [`ConcurrencyLimit`] looks like at one moment.
@@ -188,8 +189,7 @@ impl ConcurrencyLimit {
     /// The limit, what is in flight and who waits, read at one moment.
     #[must_use]
     pub fn snapshot(&self) -> ConcurrencySnapshot {
-        let (limit, in_flight, waiting) = self.shared.semaphore.look();
-        ConcurrencySnapshot { limit, in_flight, waiting }
+        self.shared.snapshot()
     }
 
     /// The name that refusals carry.
@@ -200,8 +200,13 @@ impl ConcurrencyLimit {
 }
 
 impl Shared {
+    pub(crate) fn snapshot(&self) -> ConcurrencySnapshot {
+        let (limit, in_flight, waiting) = self.semaphore.look();
+        ConcurrencySnapshot { limit, in_flight, waiting }
+    }
+
     #[inline]
-    fn try_acquire(&self, weight: u32) -> Result<(), Rejection> {
+    pub(crate) fn try_acquire(&self, weight: u32) -> Result<(), Rejection> {
         if self.semaphore.try_acquire(weight) { Ok(()) } else { Err(self.refused_now(weight)) }
     }
 
@@ -213,8 +218,12 @@ impl Shared {
 
     #[cold]
     fn refuse(&self, reason: Reason) -> Rejection {
+        Self::rejection(self.name.as_ref(), reason)
+    }
+
+    pub(crate) fn rejection(name: Option<&Name>, reason: Reason) -> Rejection {
         let rejection = Rejection::new(PolicyKind::ConcurrencyLimit, reason);
-        match &self.name {
+        match name {
             Some(name) => rejection.with_name(name.clone()),
             None => rejection,
         }
@@ -235,7 +244,7 @@ impl Shared {
     }
 
     #[inline]
-    async fn acquire(&self, weight: u32) -> Result<(), Rejection> {
+    pub(crate) async fn acquire(&self, weight: u32) -> Result<(), Rejection> {
         // A loop whose acquires never wait must still let others on its thread have their turn.
         poll_fn(poll_proceed).await.made_progress();
         if self.semaphore.try_acquire(weight) { Ok(()) } else { self.wait(weight).await }

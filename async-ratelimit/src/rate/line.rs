@@ -1,6 +1,10 @@
 use std::task::Waker;
+use std::time::Duration;
+
+use async_policy::Reason;
 
 use crate::fifo::{Fifo, Key};
+use crate::queue::Queue;
 
 /// Where the cells come from: the engine with one state, at one moment.
 pub(crate) trait Cells {
@@ -36,6 +40,31 @@ struct Waiter {
     /// Its turn has come, but it was not the front.
     due: bool,
     waker: Option<Waker>,
+}
+
+/// How an attempt to join ends.
+#[derive(Debug)]
+pub(crate) enum Joined {
+    Taken,
+    /// To sleep until its turn, which is so far away.
+    Waits(Key, u64, Duration),
+}
+
+/// Why there is no cell, and when to come again where that helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+/// A refusal of `n` cells with `ahead` spoken for.
+pub(crate) fn refuse(reason: Reason, n: u32, ahead: u64, cells: &impl Cells) -> Refusal {
+    if n > cells.most() {
+        return Refusal { reason: Reason::ExceedsCapacity, retry_after: None };
+    }
+    // Never zero: that would say "now", which it was not.
+    let wait = (cells.turn(ahead, n) - cells.now()).max(1);
+    Refusal { reason, retry_after: Some(Duration::from_nanos(wait)) }
 }
 
 /// How a waiter stands after a poll.
@@ -80,10 +109,36 @@ impl Line {
         self.cells
     }
 
-    /// Joins at the back, with its turn as estimated.
-    pub(crate) fn join(&mut self, n: u32, turn: u64, waker: Waker) -> Key {
-        self.cells += u64::from(n);
-        self.queue.push_back(Waiter { n, turn, due: false, waker: Some(waker) })
+    /// Takes `n` cells if nobody waits and they are there; else a place at the back, if `queue` and the deadline allow the wait. `waker`
+    /// is left only with a place.
+    pub(crate) fn join(
+        &mut self,
+        n: u32,
+        queue: Queue,
+        fits: impl FnOnce(Duration) -> bool,
+        waker: &mut Option<Waker>,
+        cells: &mut impl Cells,
+    ) -> Result<Joined, Refusal> {
+        let ahead = self.cells;
+        if n <= cells.most() && self.is_empty() && cells.take(n) {
+            return Ok(Joined::Taken);
+        }
+        let turn = cells.turn(ahead, n);
+        let wait = Duration::from_nanos(turn - cells.now());
+        let reason = if self.len() >= queue.max_len {
+            if queue.max_len == 0 { Reason::LimitReached } else { Reason::QueueFull }
+        } else if n > cells.most() {
+            Reason::ExceedsCapacity
+        } else if queue.max_wait.is_some_and(|longest| wait > longest) {
+            Reason::WaitTooLong
+        } else if !fits(wait) {
+            Reason::DeadlineTooClose
+        } else {
+            self.cells += u64::from(n);
+            let key = self.queue.push_back(Waiter { n, turn, due: false, waker: waker.take() });
+            return Ok(Joined::Waits(key, turn, wait));
+        };
+        Err(refuse(reason, n, ahead, cells))
     }
 
     /// Looks whether its turn has come. Who has to go on waiting leaves `waker` if it has not done so before: from `spare`, and
@@ -230,15 +285,24 @@ mod tests {
         fn arrive(&mut self, n: u32) {
             let id = self.next;
             self.next += 1;
-            let mut cells = Now(&self.engine, &self.tat);
-            if self.line.is_empty() && cells.take(n) {
-                self.granted.push((cells.now(), id, n));
-                return;
-            }
-            let turn = cells.turn(self.line.cells(), n);
             let flag = Arc::new(Flag::default());
-            let key = self.line.join(n, turn, Waker::from(flag.clone()));
-            self.tickets.push_back(Ticket { id, n, key, flag, answered: 0, timer: Some(turn), polls: 0 });
+            let mut waker = Some(Waker::from(flag.clone()));
+            let queue = Queue { max_len: usize::MAX, max_wait: None };
+            let mut cells = Now(&self.engine, &self.tat);
+            match self.line.join(n, queue, |_| true, &mut waker, &mut cells).unwrap() {
+                Joined::Taken => self.granted.push((cells.now(), id, n)),
+                Joined::Waits(key, turn, _) => {
+                    self.tickets.push_back(Ticket {
+                        id,
+                        n,
+                        key,
+                        flag,
+                        answered: 0,
+                        timer: Some(turn),
+                        polls: 0,
+                    });
+                }
+            }
         }
 
         fn poll(&mut self, at: usize) {

@@ -9,6 +9,7 @@ mod tower;
 mod wait;
 
 use std::num::NonZeroU32;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::Waker;
@@ -23,10 +24,10 @@ pub use tower::{RateLimitFuture, RateLimitLayer, RateLimitService};
 
 use crate::fifo::Key;
 use crate::queue::Queue;
-use clock::Clock;
-use engine::{Engine, Tat};
-use line::{Cells, Line, Turn};
-use wait::Wait;
+pub(crate) use clock::Clock;
+pub(crate) use engine::{Engine, Tat};
+pub(crate) use line::{Cells, Joined, Line, Refusal, Turn, refuse};
+pub(crate) use wait::{Desk, Wait};
 
 /// Somebody waits: newcomers go to the queue.
 const WAITING: u32 = 1;
@@ -98,7 +99,7 @@ impl RateLimit {
     /// [`Reason::LimitReached`], with the time after which to come again.
     #[inline]
     pub fn try_acquire(&self) -> Result<(), Rejection> {
-        self.shared.try_acquire(1)
+        self.try_acquire_many(1)
     }
 
     /// Takes `n` cells, if there are so many and nobody waits; else none. Zero cells are always granted.
@@ -109,7 +110,7 @@ impl RateLimit {
     /// burst.
     #[inline]
     pub fn try_acquire_many(&self, n: u32) -> Result<(), Rejection> {
-        self.shared.try_acquire(n)
+        if (&*self.shared).take_now(n) { Ok(()) } else { Err(self.shared.refused_now(n)) }
     }
 
     /// Takes a cell, waiting for it where the queue allows.
@@ -170,17 +171,7 @@ impl RateLimit {
     pub fn snapshot(&self) -> RateSnapshot {
         let line = self.shared.lock();
         let (waiting, ahead) = (line.len(), line.cells());
-        self.shared.with_engine(|engine, tat| {
-            let (tat, now) = (tat.get(), engine.now());
-            let quota = engine.quota();
-            RateSnapshot {
-                quota,
-                available: if waiting == 0 { engine.available(tat, now) } else { 0 },
-                waiting,
-                next: Duration::from_nanos(engine.turn(tat, now, ahead, 1) - now),
-                full: Duration::from_nanos(engine.turn(tat, now, ahead, quota.burst()) - now),
-            }
-        })
+        self.shared.with_engine(|engine, tat| snapshot(engine, tat.get(), waiting, ahead))
     }
 
     /// The name that refusals carry.
@@ -190,11 +181,34 @@ impl RateLimit {
     }
 }
 
+/// What an engine and a state look like now, with `waiting` waiters for `ahead` cells.
+pub(crate) fn snapshot(engine: &Engine, tat: u64, waiting: usize, ahead: u64) -> RateSnapshot {
+    let (quota, now) = (engine.quota(), engine.now());
+    RateSnapshot {
+        quota,
+        available: if waiting == 0 { engine.available(tat, now) } else { 0 },
+        waiting,
+        next: Duration::from_nanos(engine.turn(tat, now, ahead, 1) - now),
+        full: Duration::from_nanos(engine.turn(tat, now, ahead, quota.burst()) - now),
+    }
+}
+
+pub(crate) fn rejection(refusal: Refusal, name: Option<&Name>) -> Rejection {
+    let mut rejection = Rejection::new(PolicyKind::RateLimit, refusal.reason);
+    if let Some(wait) = refusal.retry_after {
+        rejection = rejection.with_retry_after(wait);
+    }
+    match name {
+        Some(name) => rejection.with_name(name.clone()),
+        None => rejection,
+    }
+}
+
 /// The engine and its state at one moment.
-struct AtEngine<'a> {
-    engine: &'a Engine,
-    tat: &'a Tat,
-    now: u64,
+pub(crate) struct AtEngine<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) tat: &'a Tat,
+    pub(crate) now: u64,
 }
 
 impl Cells for AtEngine<'_> {
@@ -215,13 +229,6 @@ impl Cells for AtEngine<'_> {
     }
 }
 
-/// How an attempt to join the queue ends.
-enum Joined {
-    Taken,
-    /// With the time until its turn.
-    Waits(Key, u64, Duration),
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Line> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
@@ -236,17 +243,9 @@ impl Shared {
         f(engine, tat)
     }
 
+    /// The engine and the state in force, now.
     fn with_cells<R>(&self, f: impl FnOnce(&mut AtEngine<'_>) -> R) -> R {
         self.with_engine(|engine, tat| f(&mut AtEngine { engine, tat, now: engine.now() }))
-    }
-
-    /// Takes `n` cells if they are there and nobody waits.
-    #[inline]
-    fn take_now(&self, n: u32) -> bool {
-        if n == 1 && self.gate.load(Ordering::Acquire) == 0 && self.first.0.take(&self.first.1) {
-            return true;
-        }
-        self.take_slowly(n)
     }
 
     fn take_slowly(&self, n: u32) -> bool {
@@ -258,84 +257,15 @@ impl Shared {
             && self.with_engine(|engine, tat| engine.take_n(tat, cells))
     }
 
-    #[inline]
-    fn try_acquire(&self, n: u32) -> Result<(), Rejection> {
-        if self.take_now(n) { Ok(()) } else { Err(self.refused_now(n)) }
-    }
-
     #[cold]
     fn refused_now(&self, n: u32) -> Rejection {
         let waiting = self.gate.load(Ordering::Acquire) & WAITING != 0;
         let ahead = if waiting { self.lock().cells() } else { 0 };
-        self.with_cells(|cells| self.refuse(Reason::LimitReached, n, ahead, cells))
+        self.refuse(self.with_cells(|cells| refuse(Reason::LimitReached, n, ahead, cells)))
     }
 
-    fn refuse(&self, reason: Reason, n: u32, ahead: u64, cells: &AtEngine<'_>) -> Rejection {
-        if n > cells.most() {
-            return self.reject(Reason::ExceedsCapacity);
-        }
-        // Never zero: that would say "now", which it was not.
-        let wait = (cells.turn(ahead, n) - cells.now).max(1);
-        self.reject(reason).with_retry_after(Duration::from_nanos(wait))
-    }
-
-    fn reject(&self, reason: Reason) -> Rejection {
-        let rejection = Rejection::new(PolicyKind::RateLimit, reason);
-        match &self.name {
-            Some(name) => rejection.with_name(name.clone()),
-            None => rejection,
-        }
-    }
-
-    /// Takes `n` cells or a place in the queue.
-    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection> {
-        let mut line = self.lock();
-        self.with_cells(|cells| {
-            if line.is_empty() && cells.take(n) {
-                return Ok(Joined::Taken);
-            }
-            let ahead = line.cells();
-            let turn = cells.turn(ahead, n);
-            let wait = Duration::from_nanos(turn - cells.now);
-            let reason = if line.len() >= self.queue.max_len {
-                if self.queue.max_len == 0 { Reason::LimitReached } else { Reason::QueueFull }
-            } else if n > cells.most() {
-                Reason::ExceedsCapacity
-            } else if self.queue.max_wait.is_some_and(|longest| wait > longest) {
-                Reason::WaitTooLong
-            } else if !Deadline::fits(wait) {
-                Reason::DeadlineTooClose
-            } else {
-                self.gate.fetch_or(WAITING, Ordering::Release);
-                return Ok(Joined::Waits(line.join(n, turn, waker), turn, wait));
-            };
-            Err(self.refuse(reason, n, ahead, cells))
-        })
-    }
-
-    /// How it stands with `key`, and now.
-    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64) {
-        let mut spare = None;
-        loop {
-            let mut line = self.lock();
-            let polled = self.with_cells(|cells| (line.poll(key, waker, &mut spare, cells), cells.now));
-            self.close(&line);
-            drop(line);
-            if !matches!(polled.0, Turn::WakerNeeded) {
-                return polled;
-            }
-            spare = Some(waker.clone());
-        }
-    }
-
-    fn leave(&self, key: Key) {
-        let mut line = self.lock();
-        let left = self.with_cells(|cells| line.leave(key, cells));
-        self.close(&line);
-        drop(line);
-        if let Some(next) = left.next {
-            next.wake();
-        }
+    fn refuse(&self, refusal: Refusal) -> Rejection {
+        rejection(refusal, self.name.as_ref())
     }
 
     /// Lets newcomers through again once nobody waits.
@@ -361,5 +291,54 @@ impl Shared {
         drop(line);
         wakers.into_iter().for_each(Waker::wake);
         Ok(())
+    }
+}
+
+impl<S: Deref<Target = Shared>> Desk for S {
+    #[inline]
+    fn take_now(&self, n: u32) -> bool {
+        if n == 1 && self.gate.load(Ordering::Acquire) == 0 && self.first.0.take(&self.first.1) {
+            return true;
+        }
+        self.take_slowly(n)
+    }
+
+    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection> {
+        // Declared before the lock, and so dropped after it is free: wakers are the caller's code.
+        let mut waker = Some(waker);
+        let mut line = self.lock();
+        let joined = self.with_cells(|cells| line.join(n, self.queue, Deadline::fits, &mut waker, cells));
+        if matches!(joined, Ok(Joined::Waits(..))) {
+            self.gate.fetch_or(WAITING, Ordering::Release);
+        }
+        joined.map_err(|refusal| self.refuse(refusal))
+    }
+
+    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64) {
+        let mut spare = None;
+        loop {
+            let mut line = self.lock();
+            let polled = self.with_cells(|cells| (line.poll(key, waker, &mut spare, cells), cells.now));
+            self.close(&line);
+            drop(line);
+            if !matches!(polled.0, Turn::WakerNeeded) {
+                return polled;
+            }
+            spare = Some(waker.clone());
+        }
+    }
+
+    fn leave(&self, key: Key) {
+        let mut line = self.lock();
+        let left = self.with_cells(|cells| line.leave(key, cells));
+        self.close(&line);
+        drop(line);
+        if let Some(next) = left.next {
+            next.wake();
+        }
+    }
+
+    fn reject(&self, reason: Reason) -> Rejection {
+        self.refuse(Refusal { reason, retry_after: None })
     }
 }

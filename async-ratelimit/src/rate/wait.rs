@@ -1,7 +1,6 @@
 use std::future::Future;
-use std::ops::Deref;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_policy::{Reason, Rejection};
@@ -9,16 +8,28 @@ use pin_project_lite::pin_project;
 use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, Sleep};
 
-use super::line::{Left, Turn};
-use super::{Joined, Shared};
+use super::line::{Joined, Left, Turn};
 use crate::fifo::Key;
+
+/// Where one can wait for cells: a limit, or one key of a keyed limit.
+pub(crate) trait Desk {
+    /// Takes `n` cells if they are there and nobody waits.
+    fn take_now(&self, n: u32) -> bool;
+    /// Takes `n` cells or a place in the queue.
+    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection>;
+    /// How it stands with `key`, and now.
+    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64);
+    /// Gives up the place.
+    fn leave(&self, key: Key);
+    fn reject(&self, reason: Reason) -> Rejection;
+}
 
 pin_project! {
     /// A wait for cells: its place in the queue and its own timer.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    pub(super) struct Wait<S: Deref<Target = Shared>> {
-        ticket: Ticket<S>,
+    pub(crate) struct Wait<D: Desk> {
+        ticket: Ticket<D>,
         // The turn that the timer is set for.
         armed: Option<u64>,
         #[pin]
@@ -28,15 +39,15 @@ pin_project! {
 
 /// A place in the queue, once polled; dropped, it is given up.
 #[derive(Debug)]
-struct Ticket<S: Deref<Target = Shared>> {
-    shared: S,
+struct Ticket<D: Desk> {
+    desk: D,
     n: u32,
     key: Option<Key>,
 }
 
-impl<S: Deref<Target = Shared>> Wait<S> {
-    pub(super) const fn new(shared: S, n: u32) -> Self {
-        Self { ticket: Ticket { shared, n, key: None }, armed: None, timer: None }
+impl<D: Desk> Wait<D> {
+    pub(crate) const fn new(desk: D, n: u32) -> Self {
+        Self { ticket: Ticket { desk, n, key: None }, armed: None, timer: None }
     }
 }
 
@@ -51,7 +62,7 @@ enum Step {
     Parked,
 }
 
-impl<S: Deref<Target = Shared>> Ticket<S> {
+impl<D: Desk> Ticket<D> {
     fn step(&mut self, cx: &mut Context<'_>) -> Step {
         let Some(key) = self.key else {
             // A loop whose waits are never waits must still let others on its thread have their turn.
@@ -59,10 +70,10 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
                 Poll::Ready(coop) => coop.made_progress(),
                 Poll::Pending => return Step::Parked,
             }
-            if self.shared.take_now(self.n) {
+            if self.desk.take_now(self.n) {
                 return Step::Done(Ok(()));
             }
-            return match self.shared.join(self.n, cx.waker().clone()) {
+            return match self.desk.join(self.n, cx.waker().clone()) {
                 Ok(Joined::Taken) => Step::Done(Ok(())),
                 Ok(Joined::Waits(key, turn, wait)) => {
                     self.key = Some(key);
@@ -71,7 +82,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
                 Err(rejection) => Step::Done(Err(rejection)),
             };
         };
-        let (turn, now) = self.shared.poll(key, cx.waker());
+        let (turn, now) = self.desk.poll(key, cx.waker());
         match turn {
             Turn::Taken(left) => {
                 self.left(left);
@@ -79,7 +90,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
             }
             Turn::TooMany(left) => {
                 self.left(left);
-                Step::Done(Err(self.shared.reject(Reason::ExceedsCapacity)))
+                Step::Done(Err(self.desk.reject(Reason::ExceedsCapacity)))
             }
             Turn::Sleep(turn) => Step::Sleep { turn, wait: Duration::from_nanos(turn.saturating_sub(now)) },
             Turn::Parked => Step::Parked,
@@ -95,15 +106,15 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
     }
 }
 
-impl<S: Deref<Target = Shared>> Drop for Ticket<S> {
+impl<D: Desk> Drop for Ticket<D> {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            self.shared.leave(key);
+            self.desk.leave(key);
         }
     }
 }
 
-impl<S: Deref<Target = Shared>> Future for Wait<S> {
+impl<D: Desk> Future for Wait<D> {
     type Output = Result<(), Rejection>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

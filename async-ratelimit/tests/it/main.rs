@@ -1,6 +1,7 @@
 //! The public API under paused time.
 
 mod concurrency;
+mod keyed;
 mod rate;
 #[cfg(feature = "tower")]
 mod tower;

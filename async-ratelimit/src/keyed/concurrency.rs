@@ -1,0 +1,355 @@
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_policy::{ConfigError, Guard, Name, Operation, Policy, PolicyError, Reason, Rejection};
+
+use super::shards::{ByHash, Shards};
+use super::{DEFAULT_MAX_KEYS, check_max_keys};
+use crate::concurrency::{ConcurrencySnapshot, Semaphore, Shared as One, check_limit};
+use crate::queue::Queue;
+
+/// A [`ConcurrencyLimit`](crate::ConcurrencyLimit) for each key: each client, tenant, host.
+///
+/// A key is kept while it has operations in flight or waiting, and evicted with the last of them. Only a hash of it is kept,
+/// under a random seed. With [`max_keys`](KeyedConcurrencyLimitBuilder::with_max_keys) of them busy, further keys are refused.
+///
+/// ```
+/// use async_ratelimit::KeyedConcurrencyLimit;
+///
+/// let limit = KeyedConcurrencyLimit::<str>::builder(1).build().unwrap();
+/// let permit = limit.try_acquire("alice").unwrap();
+/// assert!(limit.try_acquire("alice").is_err());
+/// assert!(limit.try_acquire("bob").is_ok());
+/// drop(permit);
+/// assert!(limit.is_empty());
+/// ```
+pub struct KeyedConcurrencyLimit<K: ?Sized> {
+    shared: Arc<Shared>,
+    key: PhantomData<fn(&K)>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    shards: Shards<Shard>,
+    queue: Queue,
+    name: Option<Name>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    limit: u32,
+    room: usize,
+    busy: ByHash<Arc<One>>,
+}
+
+/// Builds a [`KeyedConcurrencyLimit`].
+///
+/// # Default
+///
+/// 100,000 busy keys. No queue: who finds no room is refused. Unnamed.
+#[must_use = "a builder does nothing until built"]
+#[derive(Clone, Debug)]
+pub struct KeyedConcurrencyLimitBuilder<K: ?Sized> {
+    limit: u32,
+    queue: Queue,
+    name: Option<Name>,
+    max_keys: usize,
+    key: PhantomData<fn(&K)>,
+}
+
+impl<K: ?Sized> KeyedConcurrencyLimitBuilder<K> {
+    /// How many keys may be busy at least before further ones are refused; it bounds the memory.
+    pub const fn with_max_keys(mut self, max_keys: usize) -> Self {
+        self.max_keys = max_keys;
+        self
+    }
+
+    /// Lets up to `max_len` callers wait for each key, first come, first served, each for at most `max_wait`; `None` for as
+    /// long as it takes.
+    pub fn with_queue(mut self, max_len: usize, max_wait: impl Into<Option<Duration>>) -> Self {
+        self.queue = Queue { max_len, max_wait: max_wait.into() };
+        self
+    }
+
+    /// The name that refusals carry.
+    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Builds the limit, with nothing in flight.
+    ///
+    /// # Errors
+    ///
+    /// - `limit`: zero.
+    /// - `max_keys`: zero, or more than 2^32.
+    pub fn build(self) -> Result<KeyedConcurrencyLimit<K>, ConfigError> {
+        check_limit(self.limit)?;
+        check_max_keys(self.max_keys)?;
+        let shards = Shards::new(self.max_keys, |room| {
+            Ok(Shard { limit: self.limit, room, busy: ByHash::default() })
+        })?;
+        let shared = Shared { shards, queue: self.queue, name: self.name };
+        Ok(KeyedConcurrencyLimit { shared: Arc::new(shared), key: PhantomData })
+    }
+}
+
+impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
+    /// Begins a limit of `limit` operations in flight for each key.
+    pub const fn builder(limit: u32) -> KeyedConcurrencyLimitBuilder<K> {
+        KeyedConcurrencyLimitBuilder {
+            limit,
+            queue: Queue::NONE,
+            name: None,
+            max_keys: DEFAULT_MAX_KEYS,
+            key: PhantomData,
+        }
+    }
+
+    /// The limit of one key: a policy of its own.
+    pub fn key(&self, key: &K) -> ConcurrencyLimitKey<'_> {
+        ConcurrencyLimitKey { shared: &self.shared, hash: self.shared.shards.hash(key) }
+    }
+
+    /// Takes a permit of `key` if one is free and nobody waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConcurrencyLimit::try_acquire`](crate::ConcurrencyLimit::try_acquire), and [`Reason::LimitReached`] where as many
+    /// keys are busy as may be.
+    pub fn try_acquire(&self, key: &K) -> Result<KeyedPermit, Rejection> {
+        self.key(key).try_acquire_many(1)
+    }
+
+    /// Takes a permit of `key`, waiting for one where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many), and [`Reason::LimitReached`] where as many
+    /// keys are busy as may be.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many).
+    pub async fn acquire(&self, key: &K) -> Result<KeyedPermit, Rejection> {
+        let key = self.key(key);
+        key.acquire_many(1).await
+    }
+
+    /// Changes the limit of every key at once, without losing anybody who waits: see
+    /// [`ConcurrencyLimit::set_limit`](crate::ConcurrencyLimit::set_limit).
+    ///
+    /// # Errors
+    ///
+    /// `limit`: zero.
+    pub fn set_limit(&self, limit: u32) -> Result<(), ConfigError> {
+        check_limit(limit)?;
+        for mut shard in self.shared.shards.each() {
+            shard.limit = limit;
+            let busy: Vec<_> = shard.busy.values().cloned().collect();
+            drop(shard);
+            // Without the lock, because it wakes.
+            for one in busy {
+                one.semaphore.set_limit(limit);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many keys have operations in flight or waiting.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shared.shards.each().map(|shard| shard.busy.len()).sum()
+    }
+
+    /// Whether nothing is in flight or waiting.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The name that refusals carry.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.shared.name.as_deref()
+    }
+}
+
+impl<K: ?Sized> Clone for KeyedConcurrencyLimit<K> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), key: PhantomData }
+    }
+}
+
+impl<K: ?Sized> fmt::Debug for KeyedConcurrencyLimit<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyedConcurrencyLimit").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+/// The concurrency limit of one key: see [`KeyedConcurrencyLimit::key`].
+#[derive(Clone, Copy, Debug)]
+pub struct ConcurrencyLimitKey<'a> {
+    shared: &'a Arc<Shared>,
+    hash: u64,
+}
+
+impl ConcurrencyLimitKey<'_> {
+    /// The key's own limit, kept for as long as the claim is.
+    fn claim(&self) -> Result<Claim, Rejection> {
+        let mut shard = self.shared.shards.lock(self.hash);
+        let Shard { limit, room, busy } = &mut *shard;
+        let one = match busy.get(&self.hash) {
+            Some(one) => Arc::clone(one),
+            None if busy.len() >= *room => {
+                drop(shard);
+                return Err(One::rejection(self.shared.name.as_ref(), Reason::LimitReached));
+            }
+            None => {
+                let one = Arc::new(One {
+                    semaphore: Semaphore::new(*limit),
+                    queue: self.shared.queue,
+                    name: self.shared.name.clone(),
+                });
+                busy.insert(self.hash, Arc::clone(&one));
+                one
+            }
+        };
+        drop(shard);
+        Ok(Claim { one: Some(one), home: Arc::clone(self.shared), hash: self.hash })
+    }
+
+    /// Takes a permit if one is free and nobody waits for this key.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyedConcurrencyLimit::try_acquire`].
+    pub fn try_acquire(&self) -> Result<KeyedPermit, Rejection> {
+        self.try_acquire_many(1)
+    }
+
+    /// Takes a permit that counts as `weight`, if so much is free and nobody waits for this key.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyedConcurrencyLimit::try_acquire`], and [`Reason::ExceedsCapacity`] if `weight` is above the limit itself.
+    pub fn try_acquire_many(&self, weight: u32) -> Result<KeyedPermit, Rejection> {
+        let claim = self.claim()?;
+        claim.one().try_acquire(weight)?;
+        Ok(KeyedPermit { claim, weight })
+    }
+
+    /// Takes a permit, waiting for one where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyedConcurrencyLimit::acquire`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many).
+    pub async fn acquire(&self) -> Result<KeyedPermit, Rejection> {
+        self.acquire_many(1).await
+    }
+
+    /// Takes a permit that counts as `weight`, waiting for it where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyedConcurrencyLimit::acquire`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many).
+    pub async fn acquire_many(&self, weight: u32) -> Result<KeyedPermit, Rejection> {
+        let claim = self.claim()?;
+        claim.one().acquire(weight).await?;
+        Ok(KeyedPermit { claim, weight })
+    }
+
+    /// What the limit of this key looks like now.
+    #[must_use]
+    pub fn snapshot(&self) -> ConcurrencySnapshot {
+        let shard = self.shared.shards.lock(self.hash);
+        let idle = ConcurrencySnapshot { limit: shard.limit, in_flight: 0, waiting: 0 };
+        shard.busy.get(&self.hash).map_or(idle, |one| one.snapshot())
+    }
+}
+
+/// Keeps a key's limit while it is used; the last to go evicts it.
+#[derive(Debug)]
+struct Claim {
+    one: Option<Arc<One>>,
+    home: Arc<Shared>,
+    hash: u64,
+}
+
+impl Claim {
+    fn one(&self) -> &One {
+        self.one.as_ref().expect("there until dropped")
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut shard = self.home.shards.lock(self.hash);
+        // Given up under the lock, so that of two who go at once the second sees that it is the last.
+        if let Some(one) = self.one.take()
+            && Arc::strong_count(&one) == 2
+        {
+            shard.busy.remove(&self.hash);
+            let few = shard.busy.len() < shard.busy.capacity() / 8;
+            if few && shard.busy.capacity() > 64 {
+                shard.busy.shrink_to(64);
+            }
+        }
+    }
+}
+
+/// Room for one operation of one key; dropped, it is given back.
+#[must_use = "a permit dropped at once limits nothing"]
+#[derive(Debug)]
+pub struct KeyedPermit {
+    claim: Claim,
+    weight: u32,
+}
+
+impl KeyedPermit {
+    /// What it counts as.
+    #[must_use]
+    pub const fn weight(&self) -> u32 {
+        self.weight
+    }
+}
+
+impl Drop for KeyedPermit {
+    fn drop(&mut self) {
+        self.claim.one().semaphore.release(self.weight);
+    }
+}
+
+impl Policy for ConcurrencyLimitKey<'_> {
+    async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
+    where
+        Op: Operation,
+        Op::Error: PolicyError,
+    {
+        let _permit = self.acquire().await.map_err(Op::Error::from_rejection)?;
+        op.start().await
+    }
+}
+
+impl Guard for ConcurrencyLimitKey<'_> {
+    async fn run<T, E>(&self, operation: impl Future<Output = Result<T, E>> + Send) -> Result<T, E>
+    where
+        T: Send,
+        E: PolicyError,
+    {
+        let _permit = self.acquire().await.map_err(E::from_rejection)?;
+        operation.await
+    }
+}

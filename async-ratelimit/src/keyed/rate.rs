@@ -1,0 +1,437 @@
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use async_policy::{ConfigError, Deadline, Guard, Name, Operation, Policy, PolicyError, Reason, Rejection};
+
+use super::shards::{ByHash, Shards};
+use super::{DEFAULT_MAX_KEYS, check_max_keys};
+use crate::fifo::Key;
+use crate::queue::Queue;
+use crate::rate::{
+    AtEngine, Cells, Clock, Desk, Engine, Joined, Line, Quota, RateSnapshot, Refusal, Tat, Turn, Wait,
+    refuse, rejection, snapshot,
+};
+
+/// Idle keys are looked for at least so often, while new ones come.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// A [`RateLimit`](crate::RateLimit) for each key: each client, tenant, host.
+///
+/// # Memory
+///
+/// Each key that has used cells lately costs 16 bytes and its share of a hash table, whatever the key's own length: only a hash
+/// under a random seed is kept. In all at most 64 bytes times [`max_keys`](KeyedRateLimitBuilder::with_max_keys), and 64 KiB.
+/// (Among a million keys the odds that some two share a hash, and so a limit, are one in 37 million.)
+///
+/// A key whose burst is full again is as good as unknown, and evicted when new keys come. With more busy keys than `max_keys`, the
+/// busy ones that have used least are forgotten first, and begin again with a full burst.
+///
+/// ```
+/// use async_ratelimit::{KeyedRateLimit, Quota};
+///
+/// let limit = KeyedRateLimit::<str>::builder(Quota::per_minute(60).with_burst(1)).build().unwrap();
+/// limit.try_acquire("alice").unwrap();
+/// limit.try_acquire("bob").unwrap();
+/// assert!(limit.try_acquire("alice").is_err());
+/// ```
+pub struct KeyedRateLimit<K: ?Sized> {
+    shared: Arc<Shared>,
+    key: PhantomData<fn(&K)>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    shards: Shards<Shard>,
+    queue: Queue,
+    name: Option<Name>,
+}
+
+/// Some keys, behind one lock.
+#[derive(Debug)]
+struct Shard {
+    engine: Engine,
+    used: ByHash<Tat>,
+    /// Only the keys that somebody waits for.
+    lines: ByHash<Line>,
+    room: usize,
+    /// How many keys, or which instant, call for the next sweep.
+    sweep_len: usize,
+    sweep_at: u64,
+}
+
+/// Builds a [`KeyedRateLimit`].
+///
+/// # Default
+///
+/// 100,000 keys. No queue: who finds no cell is refused. Unnamed.
+#[must_use = "a builder does nothing until built"]
+#[derive(Clone, Debug)]
+pub struct KeyedRateLimitBuilder<K: ?Sized> {
+    quota: Quota,
+    queue: Queue,
+    name: Option<Name>,
+    max_keys: usize,
+    key: PhantomData<fn(&K)>,
+}
+
+impl<K: ?Sized> KeyedRateLimitBuilder<K> {
+    /// How many busy keys are kept at least before any is forgotten; it bounds the memory.
+    pub const fn with_max_keys(mut self, max_keys: usize) -> Self {
+        self.max_keys = max_keys;
+        self
+    }
+
+    /// Lets up to `max_len` callers wait for each key, first come, first served, each for at most `max_wait`; `None` for as
+    /// long as it takes.
+    pub fn with_queue(mut self, max_len: usize, max_wait: impl Into<Option<Duration>>) -> Self {
+        self.queue = Queue { max_len, max_wait: max_wait.into() };
+        self
+    }
+
+    /// The name that refusals carry.
+    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Builds the limit, with a full burst for every key.
+    ///
+    /// # Errors
+    ///
+    /// - As [`RateLimitBuilder::build`](crate::RateLimitBuilder::build).
+    /// - `max_keys`: zero, or more than 2^32.
+    pub fn build(self) -> Result<KeyedRateLimit<K>, ConfigError> {
+        check_max_keys(self.max_keys)?;
+        let shards = Shards::new(self.max_keys, |room| {
+            Ok(Shard {
+                engine: Engine::new(self.quota, Clock::default())?,
+                used: ByHash::default(),
+                lines: ByHash::default(),
+                room,
+                sweep_len: room.min(LEAST_SWEEP),
+                sweep_at: SWEEP_EVERY.as_nanos() as u64,
+            })
+        })?;
+        let shared = Shared { shards, queue: self.queue, name: self.name };
+        Ok(KeyedRateLimit { shared: Arc::new(shared), key: PhantomData })
+    }
+}
+
+/// Fewer keys than this are not worth a sweep before its time.
+const LEAST_SWEEP: usize = 64;
+
+impl Shard {
+    /// The state of a key, which makes room for it where it is new.
+    fn state(&mut self, hash: u64) -> AtEngine<'_> {
+        if !self.used.contains_key(&hash) {
+            self.sweep();
+        }
+        let tat = self.used.entry(hash).or_default();
+        AtEngine { engine: &self.engine, tat, now: self.engine.now() }
+    }
+
+    #[inline]
+    fn take(&mut self, hash: u64, n: NonZeroU32) -> bool {
+        if !self.lines.is_empty() && self.lines.contains_key(&hash) {
+            return false;
+        }
+        if let Some(tat) = self.used.get(&hash) {
+            return if n.get() == 1 { self.engine.take(tat) } else { self.engine.take_n(tat, n) };
+        }
+        self.state(hash).take(n.get())
+    }
+
+    /// What a line needs, without a borrow of the lines.
+    fn with_line<R>(&mut self, hash: u64, f: impl FnOnce(&mut Line, &mut AtEngine<'_>) -> R) -> R {
+        let mut line = self.lines.remove(&hash).unwrap_or_else(Line::new);
+        let result = f(&mut line, &mut self.state(hash));
+        if !line.is_empty() {
+            self.lines.insert(hash, line);
+        }
+        result
+    }
+
+    /// Forgets the idle keys, now and then; and some busy ones, if there is no other room.
+    fn sweep(&mut self) {
+        let full = self.used.len() >= self.sweep_len;
+        // The clock is read for a new key only, and then also by the engine: 10 ns.
+        let now = self.engine.now();
+        if !full && now < self.sweep_at {
+            return;
+        }
+        let Self { used, lines, .. } = self;
+        used.retain(|hash, tat| tat.get() > now || lines.contains_key(hash));
+        if used.len() >= self.room {
+            // The eighth that has used least, by the measure of a sample.
+            let kept = self.room - self.room / 8;
+            let mut sample: Vec<u64> = used.values().take(64).map(Tat::get).collect();
+            sample.sort_unstable();
+            let least = sample[sample.len() / 8];
+            let mut surplus = used.len() - kept;
+            used.retain(|hash, tat| {
+                let goes = surplus > 0 && tat.get() <= least && !lines.contains_key(hash);
+                surplus -= usize::from(goes);
+                !goes
+            });
+        }
+        if used.len() < used.capacity() / 4 {
+            used.shrink_to(used.len() * 2);
+        }
+        self.sweep_len = (used.len() * 2).max(LEAST_SWEEP).min(self.room);
+        if used.len() >= self.room {
+            // Nobody could be forgotten by the sample: then whoever comes first.
+            let first = used.keys().find(|hash| !lines.contains_key(*hash)).copied();
+            if let Some(hash) = first {
+                used.remove(&hash);
+            }
+        }
+        self.sweep_at = now.saturating_add(SWEEP_EVERY.as_nanos() as u64);
+    }
+}
+
+impl<K: Hash + ?Sized> KeyedRateLimit<K> {
+    /// Begins a limit of `quota` for each key.
+    pub const fn builder(quota: Quota) -> KeyedRateLimitBuilder<K> {
+        KeyedRateLimitBuilder {
+            quota,
+            queue: Queue::NONE,
+            name: None,
+            max_keys: DEFAULT_MAX_KEYS,
+            key: PhantomData,
+        }
+    }
+
+    /// The limit of one key: a policy of its own.
+    pub fn key(&self, key: &K) -> RateLimitKey<'_> {
+        RateLimitKey { shared: &self.shared, hash: self.shared.shards.hash(key) }
+    }
+
+    /// Takes a cell of `key` if there is one and nobody waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`RateLimit::try_acquire`](crate::RateLimit::try_acquire).
+    pub fn try_acquire(&self, key: &K) -> Result<(), Rejection> {
+        self.key(key).try_acquire_many(1)
+    }
+
+    /// Takes a cell of `key`, waiting for it where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    pub async fn acquire(&self, key: &K) -> Result<(), Rejection> {
+        let key = self.key(key);
+        key.acquire_many(1).await
+    }
+
+    /// Changes the quota of every key at once, without losing anybody who waits. Cells already used stay used, up to a full burst.
+    ///
+    /// Costs time in proportion to the keys, one shard after the other.
+    ///
+    /// # Errors
+    ///
+    /// As [`KeyedRateLimitBuilder::build`]; nothing is changed then.
+    pub fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
+        Engine::new(quota, Clock::default())?;
+        let mut wakers = Vec::new();
+        for mut shard in self.shared.shards.each() {
+            let shard = &mut *shard;
+            let engine = Engine::new(quota, Clock::default())?;
+            for tat in shard.used.values_mut() {
+                *tat = engine.adopt(&shard.engine, tat.get());
+            }
+            shard.engine = engine;
+            shard.sweep_at = 0;
+            for (hash, line) in &mut shard.lines {
+                let tat = shard.used.entry(*hash).or_default();
+                let cells = AtEngine { engine: &shard.engine, tat, now: shard.engine.now() };
+                line.reckon(&cells, &mut wakers);
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// The quota in force for each key.
+    pub fn quota(&self) -> Quota {
+        self.shared.shards.lock(0).engine.quota()
+    }
+
+    /// How many keys are kept: the busy ones, and idle ones not yet evicted.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shared.shards.each().map(|shard| shard.used.len()).sum()
+    }
+
+    /// Whether no key is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The name that refusals carry.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.shared.name.as_deref()
+    }
+}
+
+impl<K: ?Sized> Clone for KeyedRateLimit<K> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), key: PhantomData }
+    }
+}
+
+impl<K: ?Sized> fmt::Debug for KeyedRateLimit<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyedRateLimit").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+/// The rate limit of one key: see [`KeyedRateLimit::key`].
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimitKey<'a> {
+    shared: &'a Shared,
+    hash: u64,
+}
+
+impl RateLimitKey<'_> {
+    /// Takes a cell if there is one and nobody waits for this key.
+    ///
+    /// # Errors
+    ///
+    /// As [`RateLimit::try_acquire`](crate::RateLimit::try_acquire).
+    pub fn try_acquire(&self) -> Result<(), Rejection> {
+        self.try_acquire_many(1)
+    }
+
+    /// Takes `n` cells, if there are so many and nobody waits for this key; else none.
+    ///
+    /// # Errors
+    ///
+    /// As [`RateLimit::try_acquire_many`](crate::RateLimit::try_acquire_many).
+    pub fn try_acquire_many(&self, n: u32) -> Result<(), Rejection> {
+        let Some(cells) = NonZeroU32::new(n) else { return Ok(()) };
+        let mut shard = self.shared.shards.lock(self.hash);
+        if shard.take(self.hash, cells) {
+            return Ok(());
+        }
+        let ahead = shard.lines.get(&self.hash).map_or(0, Line::cells);
+        let refusal = refuse(Reason::LimitReached, n, ahead, &shard.state(self.hash));
+        drop(shard);
+        Err(rejection(refusal, self.shared.name.as_ref()))
+    }
+
+    /// Takes a cell, waiting for it where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    pub async fn acquire(&self) -> Result<(), Rejection> {
+        self.acquire_many(1).await
+    }
+
+    /// Takes `n` cells, waiting for them where the queue allows.
+    ///
+    /// # Errors
+    ///
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    pub async fn acquire_many(&self, n: u32) -> Result<(), Rejection> {
+        Wait::new(*self, n).await
+    }
+
+    /// What the limit of this key looks like now.
+    #[must_use]
+    pub fn snapshot(&self) -> RateSnapshot {
+        let shard = self.shared.shards.lock(self.hash);
+        let (waiting, ahead) = shard.lines.get(&self.hash).map_or((0, 0), |line| (line.len(), line.cells()));
+        // A look does not make a key busy.
+        let tat = shard.used.get(&self.hash).map_or(0, Tat::get);
+        snapshot(&shard.engine, tat, waiting, ahead)
+    }
+}
+
+impl Desk for RateLimitKey<'_> {
+    fn take_now(&self, n: u32) -> bool {
+        NonZeroU32::new(n).is_none_or(|n| self.shared.shards.lock(self.hash).take(self.hash, n))
+    }
+
+    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection> {
+        // Declared before the lock, and so dropped after it is free: wakers are the caller's code.
+        let mut waker = Some(waker);
+        let queue = self.shared.queue;
+        let mut shard = self.shared.shards.lock(self.hash);
+        let joined =
+            shard.with_line(self.hash, |line, cells| line.join(n, queue, Deadline::fits, &mut waker, cells));
+        drop(shard);
+        joined.map_err(|refusal| rejection(refusal, self.shared.name.as_ref()))
+    }
+
+    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64) {
+        let mut spare = None;
+        loop {
+            let mut shard = self.shared.shards.lock(self.hash);
+            let polled = shard
+                .with_line(self.hash, |line, cells| (line.poll(key, waker, &mut spare, cells), cells.now));
+            drop(shard);
+            if !matches!(polled.0, Turn::WakerNeeded) {
+                return polled;
+            }
+            spare = Some(waker.clone());
+        }
+    }
+
+    fn leave(&self, key: Key) {
+        let mut shard = self.shared.shards.lock(self.hash);
+        let left = shard.with_line(self.hash, |line, cells| line.leave(key, cells));
+        drop(shard);
+        if let Some(next) = left.next {
+            next.wake();
+        }
+    }
+
+    fn reject(&self, reason: Reason) -> Rejection {
+        rejection(Refusal { reason, retry_after: None }, self.shared.name.as_ref())
+    }
+}
+
+impl Policy for RateLimitKey<'_> {
+    async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
+    where
+        Op: Operation,
+        Op::Error: PolicyError,
+    {
+        self.acquire().await.map_err(Op::Error::from_rejection)?;
+        op.start().await
+    }
+}
+
+impl Guard for RateLimitKey<'_> {
+    async fn run<T, E>(&self, operation: impl Future<Output = Result<T, E>> + Send) -> Result<T, E>
+    where
+        T: Send,
+        E: PolicyError,
+    {
+        self.acquire().await.map_err(E::from_rejection)?;
+        operation.await
+    }
+}
