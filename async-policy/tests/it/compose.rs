@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use async_policy::{
-    Failure, Guard, Operation, Outcome, Policy, PolicyError, PolicyKind, Reason, Rejection, Verdict,
+    Failure, Guard, Operation, Outcome, Policy, PolicyError, PolicyKind, Reason, Rejection, Start, Verdict,
 };
 
 /// Writes down what it sees, and runs the operation `runs` times.
@@ -129,4 +129,21 @@ async fn eight_is_the_widest_tuple() {
     let stack = (s("1"), s("2"), s("3"), s("4"), s("5"), s("6"), s("7"), s("8"));
     stack.call(async || Ok::<_, ()>(())).await.unwrap();
     assert_eq!(setup.taken().len(), 8);
+}
+
+#[tokio::test]
+async fn a_start_starts_in_its_first_poll_and_keeps_the_operation() {
+    let started = std::sync::atomic::AtomicU32::new(0);
+    let operation = || {
+        started.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        async {
+            tokio::task::yield_now().await;
+            Ok::<_, Failure<()>>(7)
+        }
+    };
+    let mut start = std::pin::pin!(Start::new(operation));
+    assert_eq!(started.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(start.as_mut().await, Ok(7));
+    assert_eq!(started.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(start.operation().start().await, Ok(7));
 }

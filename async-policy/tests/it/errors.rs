@@ -2,7 +2,9 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use async_policy::{Failure, Outcome, PolicyError, PolicyKind, Reason, Rejection, TimedOut, Verdict};
+use async_policy::{
+    ByError, Classify, Failure, Name, Outcome, PolicyError, PolicyKind, Reason, Rejection, TimedOut, Verdict,
+};
 
 fn refusal() -> Rejection {
     Rejection::new(PolicyKind::RateLimit, Reason::WaitTooLong)
@@ -114,4 +116,67 @@ fn the_table_of_outcomes() {
     for (n, (result, classified, verdict)) in table.iter().enumerate() {
         assert_eq!(Outcome::of(result, |_| *classified).verdict(), *verdict, "row {n}");
     }
+}
+
+#[test]
+fn what_errors_carry_stays_small() {
+    // Results travel through every layer of a stack, on the success path too.
+    assert!(size_of::<Rejection>() <= 24 && size_of::<TimedOut>() <= 16);
+    assert!(size_of::<Result<u64, Failure<()>>>() <= 24);
+}
+
+#[test]
+fn times_keep_their_value_up_to_centuries() {
+    for wait in [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(86_400 * 365 * 100)] {
+        assert_eq!(
+            Rejection::new(PolicyKind::Custom, Reason::Custom).with_retry_after(wait).retry_after(),
+            Some(wait)
+        );
+        assert_eq!(TimedOut::new(wait).limit(), wait);
+    }
+    assert_eq!(Rejection::new(PolicyKind::Custom, Reason::Custom).retry_after(), None);
+    let longest =
+        Rejection::new(PolicyKind::Custom, Reason::Custom).with_retry_after(Duration::MAX).retry_after();
+    assert!(longest.unwrap() > Duration::from_secs(86_400 * 365 * 500));
+    assert!(TimedOut::new(Duration::MAX).limit() > Duration::from_secs(86_400 * 365 * 500));
+}
+
+#[test]
+fn a_name_is_its_text() {
+    let name = Name::from("quotes");
+    assert_eq!(
+        (&*name, name.to_string(), format!("{name:?}")),
+        ("quotes", "quotes".into(), "\"quotes\"".into())
+    );
+    assert_eq!(name, Name::from(String::from("quotes")));
+    assert_eq!(name, Name::from(std::sync::Arc::<str>::from("quotes")));
+    let rejection = refusal().with_name(name.clone());
+    assert_eq!(rejection.name(), Some("quotes"));
+}
+
+#[test]
+fn a_reason_says_whether_coming_back_makes_sense() {
+    for reason in [
+        Reason::CircuitOpen,
+        Reason::ProbesTaken,
+        Reason::LimitReached,
+        Reason::QueueFull,
+        Reason::WaitTooLong,
+    ] {
+        assert!(reason.may_pass(), "{reason}");
+    }
+    for reason in [Reason::DeadlineTooClose, Reason::ExceedsCapacity, Reason::BudgetSpent, Reason::ShutDown] {
+        assert!(!reason.may_pass(), "{reason}");
+    }
+}
+
+#[test]
+fn a_classifier_is_a_function_or_the_errors_own_word() {
+    let answer: Result<&u16, &()> = Ok(&503);
+    let by_status = |answer: Result<&u16, &()>| match answer {
+        Ok(503) => Verdict::Transient,
+        _ => Verdict::Success,
+    };
+    assert_eq!(by_status.classify(answer), Some(Verdict::Transient));
+    assert_eq!(ByError.classify(answer), None);
 }
