@@ -17,27 +17,32 @@ impl<T> Order<T> {
     }
 
     /// Takes one in, and passes on what is now complete.
-    pub(crate) fn push(&mut self, index: usize, item: T, mut pass: impl FnMut(usize, T)) {
+    #[inline(always)]
+    pub(crate) fn push(&mut self, index: usize, item: T, mut pass: impl FnMut(T)) {
         if index == self.next && self.ahead.is_empty() {
-            pass(index, item);
+            pass(item);
             self.next += 1;
-            return;
+        } else {
+            self.push_ahead(index, item, pass);
         }
+    }
+
+    #[inline(never)]
+    fn push_ahead(&mut self, index: usize, item: T, mut pass: impl FnMut(T)) {
         let at = index - self.next;
         if at >= self.ahead.len() {
             self.ahead.resize_with(at + 1, || None);
         }
         self.ahead[at] = Some(item);
-        while let Some((index, item)) = self.pop() {
-            pass(index, item);
+        while let Some(item) = self.pop() {
+            pass(item);
         }
     }
 
-    fn pop(&mut self) -> Option<(usize, T)> {
+    fn pop(&mut self) -> Option<T> {
         let item = self.ahead.front_mut()?.take()?;
         self.ahead.pop_front();
-        let index = self.next;
         self.next += 1;
-        Some((index, item))
+        Some(item)
     }
 }

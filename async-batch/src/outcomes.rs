@@ -81,6 +81,7 @@ impl<T, E, D> Outcomes<T, E, D> {
     }
 
     /// Adds the next one in order.
+    #[inline(always)]
     pub(crate) fn push(&mut self, settled: Settled<T, E, D>) {
         match settled.result {
             Ok(value) => self.values.push(value),

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 
 use crate::detail::{Detailed, Keep, Plain};
-use crate::engine::Engine;
+use crate::engine::{Engine, Sink};
 use crate::gather::Plan;
 use crate::order::Order;
 use crate::source::Source;
@@ -130,11 +130,11 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
         let mut busy = pin!(None::<Fut>);
         poll_fn(|cx| {
             loop {
-                if let Some(consuming) = busy.as_mut().as_pin_mut() {
-                    if consuming.poll(cx).is_ready() {
-                        busy.set(None);
-                        taken += 1;
-                    }
+                if let Some(consuming) = busy.as_mut().as_pin_mut()
+                    && consuming.poll(cx).is_ready()
+                {
+                    busy.set(None);
+                    taken += 1;
                 }
                 let limit = engine.plan().limit().get();
                 engine.horizon = limit.saturating_add(taken);
@@ -162,12 +162,23 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Future for Run<S, W, K> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { engine, order, outcomes } = self.get_mut();
         let outcomes = outcomes.get_or_insert_with(|| Outcomes::with_capacity(engine.size_hint().0));
-        ready!(engine.drive(cx, &mut |settled| {
-            order.push(settled.index, settled, |_, settled| outcomes.push(settled));
-            true
-        }));
+        ready!(engine.drive(cx, &mut Collect { order, outcomes: &mut *outcomes }));
         outcomes.stop(engine.core().stopped());
         Poll::Ready(mem::replace(outcomes, Outcomes::with_capacity(0)))
+    }
+}
+
+/// Collects items in input order.
+struct Collect<'r, T, E, D> {
+    order: &'r mut Order<Settled<T, E, D>>,
+    outcomes: &'r mut Outcomes<T, E, D>,
+}
+
+impl<T, E, D> Sink<Settled<T, E, D>> for Collect<'_, T, E, D> {
+    #[inline(always)]
+    fn take(&mut self, settled: Settled<T, E, D>) -> bool {
+        self.order.push(settled.index, settled, |settled| self.outcomes.push(settled));
+        true
     }
 }
 
@@ -240,8 +251,8 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Ordered<S, W, K> 
             }
             let limit = engine.plan().limit().get();
             engine.horizon = taken.saturating_add(limit).saturating_add(*ahead);
-            let done = ready!(engine.drive(cx, &mut |settled| {
-                order.push(settled.index, settled, |_, settled| ready.push_back(settled));
+            let done = ready!(engine.drive(cx, &mut |settled: Each<S, W, K>| {
+                order.push(settled.index, settled, |settled| ready.push_back(settled));
                 ready.is_empty()
             }));
             if done {

@@ -71,6 +71,7 @@ impl Core {
     }
 
     /// Whether one more may start beside those under way, with an index below `horizon`.
+    #[inline]
     pub(crate) const fn may_start(&self, limit: NonZeroUsize, horizon: usize) -> MayStart {
         if self.stopped.is_some() {
             return MayStart::Stopped;
@@ -86,6 +87,12 @@ impl Core {
             };
         }
         if in_flight < limit.get() && self.started < horizon { MayStart::Yes } else { MayStart::Full }
+    }
+
+    /// How many may start one after the other where [`may_start`](Self::may_start) says yes, if each ends before the
+    /// next and none stops the gather.
+    pub(crate) fn room(&self, horizon: usize) -> usize {
+        self.chunk_left.min(horizon.saturating_sub(self.started))
     }
 
     /// The pause that is due begins: it lasts until `until`.
@@ -111,6 +118,7 @@ impl Core {
     }
 
     /// One more has started: its index.
+    #[inline]
     pub(crate) const fn start(&mut self) -> usize {
         let index = self.started;
         self.started += 1;
@@ -119,6 +127,7 @@ impl Core {
     }
 
     /// One has ended by itself. `true` if the gather stops because of it.
+    #[inline]
     pub(crate) fn settle(&mut self, ok: bool) -> bool {
         if ok {
             self.succeeded += 1;

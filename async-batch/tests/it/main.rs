@@ -2,4 +2,7 @@
 
 mod gather;
 mod modes;
+mod plan;
 mod progress;
+mod race;
+mod streams;

@@ -83,8 +83,10 @@ async fn fail_fast_waits_for_blocking_items_that_run_and_starts_no_other() {
         .spawn_blocking(0..10, {
             let (ended, started) = (Arc::clone(&ended), Arc::clone(&started));
             let release = std::sync::Mutex::new(Some(release));
+            let both = std::sync::Barrier::new(2);
             move |n| {
                 started.fetch_add(1, SeqCst);
+                both.wait();
                 if n == 0 {
                     // Ends only once the other one has failed, and a little later.
                     let held = held.lock().unwrap().take().unwrap();
