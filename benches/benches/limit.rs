@@ -11,7 +11,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_policy::Failure;
-use async_ratelimit::{ConcurrencyLimit, ConcurrencyLimitLayer, Policy, Quota, RateLimit, RateLimitLayer};
+use async_ratelimit::{
+    ConcurrencyLimit, ConcurrencyLimitLayer, KeyedConcurrencyLimit, KeyedRateLimit, Policy, Quota, RateLimit,
+    RateLimitLayer,
+};
 use benches::{Table, block_on, note, on_threads};
 use tokio::sync::Semaphore;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
@@ -23,6 +26,7 @@ fn main() {
     let mut table = Table::new("limit");
     permits(&mut table);
     rates(&mut table);
+    keyed(&mut table);
     towers(&mut table);
     herd(&mut table);
     table.finish();
@@ -206,6 +210,74 @@ fn rates(table: &mut Table) {
                 }
             });
         })
+        .run();
+}
+
+fn keyed(table: &mut Table) {
+    const KEYS: u64 = 10_000;
+    let ours = KeyedRateLimit::<u64>::builder(Quota::per_second(BILLION)).build().unwrap();
+    let governor =
+        governor::RateLimiter::dashmap(governor::Quota::per_second(NonZeroU32::new(BILLION).unwrap()));
+    // Keys in an order without neighbours.
+    let key = |i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) % KEYS;
+    let check = |n| (0..n).for_each(|i| black_box(ours.try_acquire(&key(i))).unwrap());
+    let governor_check = |n| (0..n).for_each(|i| black_box(governor.check_key(&key(i))).unwrap());
+    table.row("keyed check").ours("async-ratelimit", check).peer("governor", governor_check).run();
+    table
+        .row("keyed check, 2 threads")
+        .ours("async-ratelimit", |n| on_threads(2, n, check))
+        .peer("governor", |n| on_threads(2, n, governor_check))
+        .run();
+
+    let names: Vec<String> = (0..KEYS).map(|i| format!("client-{i:08}.example.org")).collect();
+    let ours = KeyedRateLimit::<str>::builder(Quota::per_second(BILLION)).build().unwrap();
+    let governor =
+        governor::RateLimiter::dashmap(governor::Quota::per_second(NonZeroU32::new(BILLION).unwrap()));
+    table
+        .row("keyed check, names")
+        .ours("async-ratelimit", |n| {
+            (0..n).for_each(|i| black_box(ours.try_acquire(&names[key(i) as usize])).unwrap());
+        })
+        .peer("governor", |n| {
+            (0..n).for_each(|i| black_box(governor.check_key(&names[key(i) as usize])).unwrap());
+        })
+        .run();
+
+    // Every key is new and none comes twice, as an attacker would have it.
+    let hour = governor::Quota::per_hour(NonZeroU32::MIN);
+    table
+        .row("10 million keys")
+        .fixed(10_000_000)
+        .rounds(1)
+        .ours("async-ratelimit", |n| {
+            let mut busy = 0;
+            let counted = allocation_counter::measure(|| {
+                let limit = KeyedRateLimit::<u64>::builder(Quota::per_hour(1))
+                    .with_max_keys(1_000_000)
+                    .build()
+                    .unwrap();
+                (0..n).for_each(|i| black_box(limit.try_acquire(&i)).unwrap());
+                busy = limit.len();
+            });
+            note("keys kept", busy as f64);
+            note("MB at most", counted.bytes_max as f64 / 1e6);
+        })
+        .peer("governor", |n| {
+            let mut busy = 0;
+            let counted = allocation_counter::measure(|| {
+                let limit = governor::RateLimiter::dashmap(hour);
+                (0..n).for_each(|i| black_box(limit.check_key(&i)).unwrap());
+                busy = limit.len();
+            });
+            note("keys kept", busy as f64);
+            note("MB at most", counted.bytes_max as f64 / 1e6);
+        })
+        .run();
+
+    let ours = KeyedConcurrencyLimit::<u64>::builder(10).build().unwrap();
+    table
+        .row("keyed permit")
+        .ours("async-ratelimit", |n| (0..n).for_each(|i| drop(black_box(ours.try_acquire(&key(i)).unwrap()))))
         .run();
 }
 

@@ -18,7 +18,7 @@ use crate::rate::{
     refuse, rejection, snapshot,
 };
 
-/// Idle keys are looked for at least so often, while new ones come.
+/// Idle keys are looked for so often, while new ones come: most come again, and to forget them each time costs more than room.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// A [`RateLimit`](crate::RateLimit) for each key: each client, tenant, host.
@@ -29,7 +29,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// under a random seed is kept. In all at most 64 bytes times [`max_keys`](KeyedRateLimitBuilder::with_max_keys), and 64 KiB.
 /// (Among a million keys the odds that some two share a hash, and so a limit, are one in 37 million.)
 ///
-/// A key whose burst is full again is as good as unknown, and evicted when new keys come. With more busy keys than `max_keys`, the
+/// A key whose burst is full again is as good as unknown, and evicted within ten seconds while new keys come. With more busy keys than `max_keys`, the
 /// busy ones that have used least are forgotten first, and begin again with a full burst.
 ///
 /// ```
@@ -60,8 +60,7 @@ struct Shard {
     /// Only the keys that somebody waits for.
     lines: ByHash<Line>,
     room: usize,
-    /// How many keys, or which instant, call for the next sweep.
-    sweep_len: usize,
+    /// When idle keys are looked for next.
     sweep_at: u64,
 }
 
@@ -114,7 +113,6 @@ impl<K: ?Sized> KeyedRateLimitBuilder<K> {
                 used: ByHash::default(),
                 lines: ByHash::default(),
                 room,
-                sweep_len: room.min(LEAST_SWEEP),
                 sweep_at: SWEEP_EVERY.as_nanos() as u64,
             })
         })?;
@@ -122,9 +120,6 @@ impl<K: ?Sized> KeyedRateLimitBuilder<K> {
         Ok(KeyedRateLimit { shared: Arc::new(shared), key: PhantomData })
     }
 }
-
-/// Fewer keys than this are not worth a sweep before its time.
-const LEAST_SWEEP: usize = 64;
 
 impl Shard {
     /// The state of a key, which makes room for it where it is new.
@@ -159,10 +154,8 @@ impl Shard {
 
     /// Forgets the idle keys, now and then; and some busy ones, if there is no other room.
     fn sweep(&mut self) {
-        let full = self.used.len() >= self.sweep_len;
-        // The clock is read for a new key only, and then also by the engine: 10 ns.
         let now = self.engine.now();
-        if !full && now < self.sweep_at {
+        if self.used.len() < self.room && now < self.sweep_at {
             return;
         }
         let Self { used, lines, .. } = self;
@@ -183,7 +176,6 @@ impl Shard {
         if used.len() < used.capacity() / 4 {
             used.shrink_to(used.len() * 2);
         }
-        self.sweep_len = (used.len() * 2).max(LEAST_SWEEP).min(self.room);
         if used.len() >= self.room {
             // Nobody could be forgotten by the sample: then whoever comes first.
             let first = used.keys().find(|hash| !lines.contains_key(*hash)).copied();

@@ -23,7 +23,7 @@ impl Hasher for AsIs {
     }
 }
 
-const LEAST_SHARDS: usize = 16;
+const LEAST_SHARDS: usize = 64;
 const MOST_SHARDS: usize = 1024;
 /// So many keys a shard makes the spread between shards small, and what is done under one lock short.
 const KEYS_PER_SHARD: usize = 8192;
