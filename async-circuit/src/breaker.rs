@@ -52,7 +52,6 @@ struct Shared {
     config: Arc<Config>,
     circuit: Mutex<Circuit>,
     subscribers: Subscribers,
-    refused: AtomicU64,
 }
 
 /// What calls read without the lock. It has its cache lines to itself, so that a healthy circuit keeps them in every
@@ -65,8 +64,10 @@ struct Hot {
     /// only.
     until: AtomicU64,
     origin: Instant,
-    /// What counts good calls outside the lock: one for each rule over a time.
-    tallies: Box<[(Buckets, Arc<Tally>)]>,
+    /// What counts good calls outside the lock: one for each rule over a time. Most breakers have one at most, which is
+    /// then at hand.
+    tally: Option<(Buckets, Tally)>,
+    more_tallies: Box<[(Buckets, Tally)]>,
     slower_than: Option<Duration>,
 }
 
@@ -107,11 +108,13 @@ impl CircuitBreaker {
 
     pub(crate) fn from_parts(name: Option<Name>, config: Arc<Config>) -> Self {
         let circuit = Circuit::new(Arc::clone(&config));
+        let mut tallies = circuit.tallies();
         let hot = Hot {
             word: AtomicU64::new(word(&circuit)),
             until: AtomicU64::new(until(&circuit)),
             origin: Instant::now(),
-            tallies: circuit.tallies(),
+            tally: tallies.next(),
+            more_tallies: tallies.collect(),
             slower_than: config.trip.slower_than(),
         };
         Self {
@@ -121,7 +124,6 @@ impl CircuitBreaker {
                 config,
                 circuit: Mutex::new(circuit),
                 subscribers: Subscribers::default(),
-                refused: AtomicU64::new(0),
             }),
         }
     }
@@ -142,9 +144,7 @@ impl CircuitBreaker {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let now = self.now();
-        let mut snapshot = self.lock().snapshot(now);
-        snapshot.totals.refused = self.shared.refused.load(Ordering::Relaxed);
-        snapshot
+        self.lock().snapshot(now)
     }
 
     /// Sets who decides about the circuit: the rules, or nobody but you.
@@ -285,27 +285,24 @@ impl CircuitBreaker {
     }
 
     fn reject(&self, refusal: Refusal) -> Rejection {
-        self.shared.refused.fetch_add(1, Ordering::Relaxed);
-        let rejection = self.rejection(refusal);
-        self.emit(|| Event::Rejected(rejection.clone()));
-        rejection
+        self.rejected(self.rejection(refusal))
     }
 
-    /// Counts and tells a refusal found by `peek`.
-    #[cfg(feature = "tower")]
+    /// Tells a refusal. (A count of them would be a third of what a refusal costs beside the clock: the listener counts, if
+    /// there is one.)
     pub(crate) fn rejected(&self, rejection: Rejection) -> Rejection {
-        self.shared.refused.fetch_add(1, Ordering::Relaxed);
         self.emit(|| Event::Rejected(rejection.clone()));
         rejection
     }
 
     fn rejection(&self, refusal: Refusal) -> Rejection {
-        let mut rejection = Rejection::new(PolicyKind::CircuitBreaker, refusal.reason);
-        if let Some(name) = &self.shared.name {
-            rejection = rejection.with_name(name.clone());
-        }
-        match refusal.retry_after {
+        let rejection = Rejection::new(PolicyKind::CircuitBreaker, refusal.reason);
+        let rejection = match refusal.retry_after {
             Some(wait) => rejection.with_retry_after(wait),
+            None => rejection,
+        };
+        match &self.shared.name {
+            Some(name) => rejection.with_name(name.clone()),
             None => rejection,
         }
     }
@@ -321,12 +318,12 @@ impl CircuitBreaker {
                 return;
             }
             if word & SPOTLESS != 0 && !late {
-                if hot.tallies.is_empty() && hot.slower_than.is_none() {
+                if hot.tally.is_none() && hot.slower_than.is_none() {
                     return;
                 }
                 let read = self.now();
                 if hot.slower_than.is_none_or(|time| read.saturating_sub(started) <= time) {
-                    for (buckets, tally) in &hot.tallies {
+                    for (buckets, tally) in hot.tally.iter().chain(&hot.more_tallies) {
                         tally.add(buckets.number(read, stamp.epoch));
                     }
                     return;

@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::Cause;
@@ -107,7 +106,7 @@ impl Meter {
         }
     }
 
-    pub(crate) fn tally(&self) -> Option<(Buckets, Arc<Tally>)> {
+    pub(crate) fn tally(&self) -> Option<(Buckets, Tally)> {
         match self {
             Self::Rate { calls: Calls::Within(calls), .. } => Some(calls.tally()),
             _ => None,

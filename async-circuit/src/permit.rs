@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_policy::Verdict;
+use async_policy::{PolicyError, Verdict};
 use pin_project_lite::pin_project;
 
 use crate::CircuitBreaker;
@@ -97,19 +97,28 @@ pub(crate) trait Judge<F, T> {
 }
 
 pin_project! {
-    /// An operation with its permit: reports how it ended, by answer, panic or drop.
+    /// An operation under a breaker: asks to be let in when first polled, if it is not in yet, and reports how it ended, by
+    /// answer, panic or drop. (Written out by hand, because the operation and its result then stay where they are.)
     #[derive(Debug)]
-    pub(crate) struct Admitted<F, B: Borrow<CircuitBreaker>, J> {
+    pub(crate) struct Guarded<F, B: Borrow<CircuitBreaker>, J> {
         #[pin]
         operation: F,
         ticket: Ticket<B>,
+        asks: bool,
         judge: J,
     }
 }
 
-impl<F, B: Borrow<CircuitBreaker>, J> Admitted<F, B, J> {
-    pub(crate) const fn new(operation: F, ticket: Ticket<B>, judge: J) -> Self {
-        Self { operation, ticket, judge }
+impl<F, B: Borrow<CircuitBreaker>, J> Guarded<F, B, J> {
+    /// Will ask `breaker`.
+    pub(crate) const fn new(operation: F, breaker: B, judge: J) -> Self {
+        let ticket = Ticket { breaker, stamp: None, started: Duration::ZERO };
+        Self { operation, ticket, asks: true, judge }
+    }
+
+    /// Has been let in.
+    pub(crate) const fn admitted(operation: F, ticket: Ticket<B>, judge: J) -> Self {
+        Self { operation, ticket, asks: false, judge }
     }
 }
 
@@ -122,17 +131,25 @@ impl<B: Borrow<CircuitBreaker>> Drop for OnUnwind<'_, B> {
     }
 }
 
-impl<F, B, J> Future for Admitted<F, B, J>
+impl<F, B, J, T, E> Future for Guarded<F, B, J>
 where
-    F: Future,
+    F: Future<Output = Result<T, E>>,
+    E: PolicyError,
     B: Borrow<CircuitBreaker>,
-    J: Judge<F, F::Output>,
+    J: Judge<F, Result<T, E>>,
 {
-    type Output = F::Output;
+    type Output = Result<T, E>;
 
     #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, E>> {
         let mut this = self.project();
+        if *this.asks {
+            *this.asks = false;
+            match this.ticket.breaker.borrow().admit() {
+                Ok((stamp, started)) => (this.ticket.stamp, this.ticket.started) = (Some(stamp), started),
+                Err(rejection) => return Poll::Ready(Err(E::from_rejection(rejection))),
+            }
+        }
         let on_unwind = OnUnwind(this.ticket);
         let Poll::Ready(output) = this.operation.as_mut().poll(cx) else {
             std::mem::forget(on_unwind);

@@ -3,31 +3,33 @@ use std::future::Future;
 use async_policy::{Guard, Operation, Outcome, Policy, PolicyError, Start, Verdict};
 
 use crate::CircuitBreaker;
-use crate::permit::{Admitted, Judge, Ticket};
+use crate::permit::{Guarded, Judge, Ticket};
 
 impl Policy for CircuitBreaker {
-    async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
+    fn execute<Op>(&self, op: Op) -> impl Future<Output = Result<Op::Value, Op::Error>> + Send
     where
         Op: Operation,
         Op::Error: PolicyError,
     {
-        let (stamp, started) = self.admit().map_err(Op::Error::from_rejection)?;
-        self.execute_admitted(op, Ticket::new(self, stamp, started)).await
+        Guarded::new(Start::new(op), self, ByOperation)
     }
 }
 
 impl Guard for CircuitBreaker {
-    async fn run<T, E>(&self, operation: impl Future<Output = Result<T, E>> + Send) -> Result<T, E>
+    fn run<T, E>(
+        &self,
+        operation: impl Future<Output = Result<T, E>> + Send,
+    ) -> impl Future<Output = Result<T, E>> + Send
     where
         T: Send,
         E: PolicyError,
     {
-        let (stamp, started) = self.admit().map_err(E::from_rejection)?;
-        Admitted::new(operation, Ticket::new(self, stamp, started), ByItself).await
+        Guarded::new(operation, self, ByItself)
     }
 }
 
 impl CircuitBreaker {
+    /// Runs an operation that has been let in.
     pub(crate) fn execute_admitted<'b, Op>(
         &'b self,
         op: Op,
@@ -37,7 +39,7 @@ impl CircuitBreaker {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        Admitted::new(Start::new(op), ticket, ByOperation)
+        Guarded::admitted(Start::new(op), ticket, ByOperation)
     }
 }
 

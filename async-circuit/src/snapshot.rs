@@ -42,8 +42,8 @@ pub enum Mode {
     Disabled,
 }
 
-/// How many calls ended how since the breaker was made, whatever the mode. Calls that ended well and in time are not
-/// counted here: the healthy path writes nothing that threads share.
+/// How many calls ended how since the breaker was made, whatever the mode. Calls that ended well and in time, and calls refused, are
+/// not counted here: neither writes anything that threads share. (Refusals are [events](crate::Event::Rejected).)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -58,8 +58,6 @@ pub struct Totals {
     pub ignored: u64,
     /// Calls dropped before they had an outcome.
     pub aborted: u64,
-    /// Calls refused.
-    pub refused: u64,
     /// Calls that would have been refused, and were only observed.
     pub would_refuse: u64,
 }

@@ -145,8 +145,8 @@ impl Circuit {
     }
 
     /// What counts good calls outside the lock.
-    pub(crate) fn tallies(&self) -> Box<[(Buckets, Arc<Tally>)]> {
-        self.meters.iter().filter_map(Meter::tally).collect()
+    pub(crate) fn tallies(&self) -> impl Iterator<Item = (Buckets, Tally)> {
+        self.meters.iter().filter_map(Meter::tally)
     }
 
     /// Closed, and every call let in.
@@ -426,7 +426,6 @@ impl Circuit {
         }
     }
 
-    /// Everything but the refusals, which are counted outside.
     pub(crate) fn snapshot(&self, now: Duration) -> Snapshot {
         let rate = |slow: bool| {
             let of_kind = |meter: &&Meter| match meter {

@@ -12,7 +12,7 @@ mod keyed;
 pub use keyed::{KeyedCircuitBreakerLayer, KeyedCircuitBreakerService};
 
 use crate::CircuitBreaker;
-use crate::permit::{Admitted, Judge, Ticket};
+use crate::permit::{Guarded, Judge, Ticket};
 
 /// [`CircuitBreaker`] as a tower layer. All services it makes share the breaker's one state.
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F, C> {
-        Admitted { #[pin] future: Admitted<F, CircuitBreaker, ByClassifier<C>> },
+        Admitted { #[pin] future: Guarded<F, CircuitBreaker, ByClassifier<C>> },
         Refused { rejection: Option<Rejection> },
     }
 }
@@ -142,7 +142,7 @@ impl<F, C> CircuitBreakerFuture<F, C> {
             Ok((stamp, started)) => {
                 let mut ticket = Ticket::new(breaker, stamp, started);
                 let future = ticket.guard(|| inner.call(request));
-                let future = Admitted::new(future, ticket, ByClassifier(classifier));
+                let future = Guarded::admitted(future, ticket, ByClassifier(classifier));
                 Self { state: State::Admitted { future } }
             }
             Err(rejection) => Self::refused(rejection),

@@ -102,9 +102,9 @@ impl Buckets {
 
 /// Good calls by bucket, counted without a lock, each thread in a stripe of its own: threads that only succeed do not
 /// share a cache line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tally {
-    stripes: Box<[Stripe]>,
+    stripes: Arc<[Stripe]>,
 }
 
 #[derive(Debug)]
@@ -138,18 +138,18 @@ impl Tally {
 #[derive(Clone, Debug)]
 pub(crate) struct TimeWindow {
     buckets: Buckets,
-    good: Arc<Tally>,
+    good: Tally,
     bad: [u64; BUCKETS],
 }
 
 impl TimeWindow {
     pub(crate) fn new(window: Duration) -> Self {
-        Self { buckets: Buckets::new(window), good: Arc::new(Tally::new()), bad: [0; BUCKETS] }
+        Self { buckets: Buckets::new(window), good: Tally::new(), bad: [0; BUCKETS] }
     }
 
     /// What counts good calls without the window itself.
-    pub(crate) fn tally(&self) -> (Buckets, Arc<Tally>) {
-        (self.buckets, Arc::clone(&self.good))
+    pub(crate) fn tally(&self) -> (Buckets, Tally) {
+        (self.buckets, self.good.clone())
     }
 
     pub(crate) fn record(&mut self, bad: bool, now: Duration, epoch: u64) {
