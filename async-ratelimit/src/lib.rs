@@ -3,6 +3,8 @@
 
 mod concurrency;
 mod fifo;
+#[cfg(feature = "http")]
+pub mod http;
 mod keyed;
 mod queue;
 mod rate;

@@ -279,6 +279,13 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
     }
 }
 
+#[cfg(feature = "http")]
+impl<K: ?Sized> KeyedRateLimit<K> {
+    pub(crate) fn seed(&self) -> &std::collections::hash_map::RandomState {
+        self.shared.shards.seed()
+    }
+}
+
 impl<K: ?Sized> Clone for KeyedRateLimit<K> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared), key: PhantomData }

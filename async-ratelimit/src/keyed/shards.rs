@@ -47,6 +47,11 @@ impl<S> Shards<S> {
         Ok(Self { seed: RandomState::new(), shards })
     }
 
+    #[cfg(feature = "http")]
+    pub(super) const fn seed(&self) -> &RandomState {
+        &self.seed
+    }
+
     pub(super) fn hash<K: Hash + ?Sized>(&self, key: &K) -> u64 {
         self.seed.hash_one(key)
     }

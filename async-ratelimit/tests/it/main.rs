@@ -1,6 +1,8 @@
 //! The public API under paused time.
 
 mod concurrency;
+#[cfg(feature = "http")]
+mod http;
 mod keyed;
 mod rate;
 #[cfg(feature = "tower")]

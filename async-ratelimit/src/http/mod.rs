@@ -1,0 +1,10 @@
+//! Limits in front of an HTTP server (feature `http`): 429, 503, `Retry-After` and the `RateLimit` fields.
+
+mod answer;
+mod extract;
+mod fields;
+mod rate;
+
+pub use answer::{AnswerFuture, AnswerLayer, AnswerService};
+pub use extract::{ByHeader, ByPath, ByPeer, KeyExtractor, by_header, by_path, by_peer};
+pub use rate::{HttpRateLimitFuture, HttpRateLimitLayer, HttpRateLimitService, RequestKey};

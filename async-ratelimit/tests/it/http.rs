@@ -1,0 +1,146 @@
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use async_policy::{Timeout, TimeoutLayer};
+use async_ratelimit::http::{AnswerLayer, HttpRateLimitLayer, KeyExtractor, by_header, by_path, by_peer};
+use async_ratelimit::{
+    ConcurrencyLimit, ConcurrencyLimitLayer, Failure, KeyedRateLimit, Quota, RateLimit, RateLimitLayer,
+};
+use http::header::{HeaderName, RETRY_AFTER};
+use http::{Request, Response, StatusCode};
+use tokio::time::{advance, sleep};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+
+use crate::ms;
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+async fn hello(_: Request<String>) -> Result<Response<String>, Infallible> {
+    Ok(Response::new("hello".into()))
+}
+
+async fn ask<S>(service: &S, request: Request<String>) -> Response<String>
+where
+    S: Service<Request<String>, Response = Response<String>, Error = Infallible> + Clone,
+{
+    let Ok(answer) = service.clone().oneshot(request).await;
+    answer
+}
+
+fn with_key(key: &str) -> Request<String> {
+    Request::builder().header(API_KEY, key).body(String::new()).unwrap()
+}
+
+fn field<'r>(response: &'r Response<String>, name: &str) -> Option<&'r str> {
+    response.headers().get(name).map(|value| value.to_str().unwrap())
+}
+
+fn limited<X: KeyExtractor>(
+    quota: Quota,
+    extractor: X,
+) -> impl Service<
+    Request<String>,
+    Response = Response<String>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<String>, Infallible>>,
+> + Clone {
+    let limit = KeyedRateLimit::builder(quota).with_name("api \"v1\"").build().unwrap();
+    ServiceBuilder::new().layer(HttpRateLimitLayer::new(limit, extractor)).service(service_fn(hello))
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_client_gets_its_quota_then_429_with_retry_after_and_the_fields() {
+    let service = limited(Quota::per_minute(30).with_burst(2), by_header(API_KEY));
+    let first = ask(&service, with_key("alice")).await;
+    assert_eq!((first.status(), first.body().as_str()), (StatusCode::OK, "hello"));
+    assert_eq!(field(&first, "ratelimit-policy"), Some("\"api v1\";q=30;w=60"));
+    assert_eq!(field(&first, "ratelimit"), Some("\"api v1\";r=1;t=2"));
+    assert_eq!(field(&first, "retry-after"), None);
+    let second = ask(&service, with_key("alice")).await;
+    assert_eq!(field(&second, "ratelimit"), Some("\"api v1\";r=0;t=4"));
+
+    advance(ms(500)).await;
+    let refused = ask(&service, with_key("alice")).await;
+    assert_eq!((refused.status(), refused.body().as_str()), (StatusCode::TOO_MANY_REQUESTS, ""));
+    assert_eq!(field(&refused, "ratelimit"), Some("\"api v1\";r=0;t=4"));
+    // 1.5 s, rounded up.
+    assert_eq!(field(&refused, "retry-after"), Some("2"));
+    assert_eq!(ask(&service, with_key("bob")).await.status(), StatusCode::OK);
+    // Who obeys is let in.
+    advance(Duration::from_secs(2)).await;
+    assert_eq!(ask(&service, with_key("alice")).await.status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_below_a_second_is_one_never_zero() {
+    let service = limited(Quota::per_second(1000).with_burst(1), by_header(API_KEY));
+    ask(&service, with_key("alice")).await;
+    let refused = ask(&service, with_key("alice")).await;
+    assert_eq!(refused.headers()[RETRY_AFTER], "1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_are_told_apart_by_network_path_and_both() {
+    let quota = Quota::per_minute(1);
+    let from = |address: &str, path: &str| {
+        let peer = SocketAddr::new(address.parse::<IpAddr>().unwrap(), 1234);
+        Request::builder().uri(path).extension(peer).body(String::new()).unwrap()
+    };
+    let by_ip = by_peer(|peer: &SocketAddr| peer.ip());
+
+    let service = limited(quota, by_ip.clone());
+    assert_eq!(ask(&service, from("192.0.2.1", "/")).await.status(), 200);
+    assert_eq!(ask(&service, from("::ffff:192.0.2.1", "/other")).await.status(), 429);
+    assert_eq!(ask(&service, from("192.0.2.2", "/")).await.status(), 200);
+    assert_eq!(ask(&service, from("2001:db8::1", "/")).await.status(), 200);
+    assert_eq!(ask(&service, from("2001:db8::2", "/")).await.status(), 429);
+    // Who cannot be told shares one limit.
+    assert_eq!(ask(&service, with_key("x")).await.status(), 200);
+    assert_eq!(ask(&service, with_key("y")).await.status(), 429);
+
+    let service = limited(quota, (by_ip, by_path()));
+    assert_eq!(ask(&service, from("192.0.2.1", "/a?x=1")).await.status(), 200);
+    assert_eq!(ask(&service, from("192.0.2.1", "/a?x=2")).await.status(), 429);
+    assert_eq!(ask(&service, from("192.0.2.1", "/b")).await.status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_a_megabyte_is_a_key_like_any_other() {
+    let service = limited(Quota::per_minute(1), by_header(API_KEY));
+    let mut long = "k".repeat(1 << 20);
+    assert_eq!(ask(&service, with_key(&long)).await.status(), 200);
+    assert_eq!(ask(&service, with_key(&long)).await.status(), 429);
+    long.push('k');
+    assert_eq!(ask(&service, with_key(&long)).await.status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_bulkhead_answers_503_a_timeout_504_and_a_rate_limit_429() {
+    let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
+    let rate = RateLimit::builder(Quota::per_minute(30).with_burst(2)).build().unwrap();
+    let service = ServiceBuilder::new()
+        .layer(AnswerLayer)
+        .layer(RateLimitLayer::new(rate))
+        .layer(ConcurrencyLimitLayer::new(bulkhead.clone()))
+        .layer(TimeoutLayer::new(Timeout::from_millis(100)))
+        .map_err(Failure::Operation)
+        .service(service_fn(async |request: Request<String>| {
+            sleep(ms(50 * request.uri().path().len() as u64)).await;
+            hello(request).await
+        }));
+    let held = bulkhead.try_acquire().unwrap();
+    let full = ask(&service, with_key("x")).await;
+    assert_eq!((full.status(), field(&full, "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, None));
+    drop(held);
+    let slow = Request::builder().uri("/slow").body(String::new()).unwrap();
+    assert_eq!(ask(&service, slow).await.status(), StatusCode::GATEWAY_TIMEOUT);
+    let refused = ask(&service, with_key("x")).await;
+    assert_eq!(
+        (refused.status(), field(&refused, "retry-after")),
+        (StatusCode::TOO_MANY_REQUESTS, Some("2"))
+    );
+    advance(Duration::from_secs(2)).await;
+    assert_eq!(ask(&service, with_key("x")).await.status(), StatusCode::OK);
+    assert_eq!(bulkhead.in_flight(), 0);
+}
