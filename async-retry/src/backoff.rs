@@ -42,22 +42,44 @@ fn between(low: Duration, high: Duration, unit: f64) -> Duration {
     (low + high.saturating_sub(low).mul_f64(unit)).clamp(low, high.max(low))
 }
 
+/// A duration in one word: a tower future carries its policy, and its size is paid on the success path. What is longer than 584 years
+/// stays at that.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Nanos(u64);
+
+impl Nanos {
+    #[allow(clippy::cast_possible_truncation)]
+    pub(crate) const fn new(duration: Duration) -> Self {
+        let nanos = duration.as_nanos();
+        Self(if nanos < u64::MAX as u128 { nanos as u64 } else { u64::MAX })
+    }
+
+    pub(crate) const fn get(self) -> Duration {
+        Duration::from_nanos(self.0)
+    }
+}
+
+impl fmt::Debug for Nanos {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
 type DelayIterator = Box<dyn Iterator<Item = Duration> + Send>;
 
 /// Delays that somebody else computes.
-#[derive(Clone)]
 pub(crate) enum Custom {
-    Each(Arc<dyn Fn(u32) -> Option<Duration> + Send + Sync>),
-    Sequence(Arc<dyn Fn() -> DelayIterator + Send + Sync>),
+    Each(Box<dyn Fn(u32) -> Option<Duration> + Send + Sync>),
+    Sequence(Box<dyn Fn() -> DelayIterator + Send + Sync>),
 }
 
 #[derive(Clone)]
 pub(crate) enum Curve {
     Constant,
-    Linear { step: Duration },
+    Linear { step: Nanos },
     Exponential { factor: f64 },
     Fibonacci,
-    Custom(Custom),
+    Custom(Arc<Custom>),
 }
 
 impl PartialEq for Curve {
@@ -66,8 +88,7 @@ impl PartialEq for Curve {
             (Self::Constant, Self::Constant) | (Self::Fibonacci, Self::Fibonacci) => true,
             (Self::Linear { step: a }, Self::Linear { step: b }) => a == b,
             (Self::Exponential { factor: a }, Self::Exponential { factor: b }) => a == b,
-            (Self::Custom(Custom::Each(a)), Self::Custom(Custom::Each(b))) => Arc::ptr_eq(a, b),
-            (Self::Custom(Custom::Sequence(a)), Self::Custom(Custom::Sequence(b))) => Arc::ptr_eq(a, b),
+            (Self::Custom(a), Self::Custom(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -106,8 +127,8 @@ impl fmt::Debug for Curve {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backoff {
     pub(crate) curve: Curve,
-    pub(crate) base: Duration,
-    pub(crate) cap: Duration,
+    pub(crate) base: Nanos,
+    pub(crate) cap: Nanos,
     pub(crate) jitter: Jitter,
 }
 
@@ -128,7 +149,7 @@ impl Default for Backoff {
 
 impl Backoff {
     const fn new(curve: Curve, base: Duration, jitter: Jitter) -> Self {
-        Self { curve, base, cap: DEFAULT_CAP, jitter }
+        Self { curve, base: Nanos::new(base), cap: Nanos::new(DEFAULT_CAP), jitter }
     }
 
     /// No delay at all. The task still yields now and then, so that an outer time-out can fire.
@@ -142,7 +163,7 @@ impl Backoff {
     pub const fn constant(delay: Duration) -> Self {
         let mut backoff = Self::new(Curve::Constant, delay, Jitter::None);
         if delay.as_nanos() > DEFAULT_CAP.as_nanos() {
-            backoff.cap = delay;
+            backoff.cap = backoff.base;
         }
         backoff
     }
@@ -150,7 +171,7 @@ impl Backoff {
     /// `base`, `base + step`, `base + 2 * step`, … up to 20 s, with full jitter.
     #[must_use]
     pub const fn linear(base: Duration, step: Duration) -> Self {
-        Self::new(Curve::Linear { step }, base, Jitter::Full)
+        Self::new(Curve::Linear { step: Nanos::new(step) }, base, Jitter::Full)
     }
 
     /// `base`, then `base * 2`, `base * 4`, … up to 20 s, with full jitter.
@@ -175,7 +196,7 @@ impl Backoff {
     /// [`with_cap`](Self::with_cap) says otherwise, without jitter; `None` ends the call.
     #[must_use]
     pub fn from_fn(delay: impl Fn(u32) -> Option<Duration> + Send + Sync + 'static) -> Self {
-        Self::custom(Custom::Each(Arc::new(delay)))
+        Self::custom(Custom::Each(Box::new(delay)))
     }
 
     /// These delays in turn, from the start for each call, up to 20 s unless [`with_cap`](Self::with_cap) says otherwise,
@@ -186,11 +207,11 @@ impl Backoff {
         I: IntoIterator<Item = Duration> + Clone + Send + Sync + 'static,
         I::IntoIter: Send + 'static,
     {
-        Self::custom(Custom::Sequence(Arc::new(move || Box::new(delays.clone().into_iter()))))
+        Self::custom(Custom::Sequence(Box::new(move || Box::new(delays.clone().into_iter()))))
     }
 
     fn custom(custom: Custom) -> Self {
-        Self::new(Curve::Custom(custom), Duration::ZERO, Jitter::None)
+        Self::new(Curve::Custom(Arc::new(custom)), Duration::ZERO, Jitter::None)
     }
 
     /// The factor from one delay to the next; at least 1. Makes any other curve exponential.
@@ -203,7 +224,7 @@ impl Backoff {
     /// The longest delay; at least the base, at most a day.
     #[must_use]
     pub const fn with_cap(mut self, cap: Duration) -> Self {
-        self.cap = cap;
+        self.cap = Nanos::new(cap);
         self
     }
 
@@ -214,10 +235,16 @@ impl Backoff {
         self
     }
 
+    /// Whether there is never any delay.
+    #[inline]
+    pub(crate) fn is_none(&self) -> bool {
+        self.base.0 == 0 && matches!(self.curve, Curve::Constant)
+    }
+
     /// The longest delay.
     #[must_use]
     pub const fn cap(&self) -> Duration {
-        self.cap
+        self.cap.get()
     }
 
     /// The delays of one call, drawn from a seed: for tests, plots and simulations. Where the configuration makes no sense
@@ -232,7 +259,7 @@ impl Backoff {
             let expected = format!("at least the base, {:?}", self.base);
             return Err(ConfigError::new("backoff.cap", format!("{:?}", self.cap), expected));
         }
-        if self.cap > MAX_CAP {
+        if self.cap.get() > MAX_CAP {
             return Err(ConfigError::new("backoff.cap", format!("{:?}", self.cap), "at most a day"));
         }
         match self.curve {
@@ -255,22 +282,25 @@ impl Backoff {
         failed: u32,
         unit: impl FnOnce() -> f64,
     ) -> Option<Duration> {
+        let (base, cap) = (self.base.get(), self.cap.get());
         if self.jitter == Jitter::Decorrelated {
-            let previous = cursor.previous.unwrap_or(self.base);
-            let high = previous.saturating_mul(3).min(self.cap);
-            let delay = between(self.base.min(self.cap), high, unit());
+            let previous = cursor.previous.unwrap_or(base);
+            let high = previous.saturating_mul(3).min(cap);
+            let delay = between(base.min(cap), high, unit());
             cursor.previous = Some(delay);
             return Some(delay);
         }
         let v = match &self.curve {
-            Curve::Constant => self.base,
-            Curve::Linear { step } => step.saturating_mul(failed - 1).saturating_add(self.base),
+            Curve::Constant => base,
+            Curve::Linear { step } => step.get().saturating_mul(failed - 1).saturating_add(base),
             Curve::Exponential { factor } => self.exponential_delay(*factor, failed),
-            Curve::Fibonacci => scaled(self.base, fibonacci(failed)),
-            Curve::Custom(Custom::Each(delay)) => delay(failed)?,
-            Curve::Custom(Custom::Sequence(start)) => cursor.delays.get_or_insert_with(|| start()).next()?,
+            Curve::Fibonacci => scaled(base, fibonacci(failed)),
+            Curve::Custom(custom) => match &**custom {
+                Custom::Each(delay) => delay(failed)?,
+                Custom::Sequence(start) => cursor.delays.get_or_insert_with(start).next()?,
+            },
         };
-        Some(self.jitter.spread(v.min(self.cap), unit))
+        Some(self.jitter.spread(v.min(cap), unit))
     }
 
     /// How far behind a moment that everybody was told the next attempt comes: nothing without jitter.
@@ -287,17 +317,14 @@ impl Backoff {
     }
 
     fn exponential_delay(&self, factor: f64, failed: u32) -> Duration {
-        if self.base.is_zero() {
+        let (base, cap) = (self.base.get(), self.cap.get());
+        if base.is_zero() {
             return Duration::ZERO;
         }
         let exponent = i32::try_from(failed - 1).unwrap_or(i32::MAX);
-        let seconds = self.base.as_secs_f64() * factor.powi(exponent);
+        let seconds = base.as_secs_f64() * factor.powi(exponent);
         // Also where the power overflows to infinity.
-        if seconds < self.cap.as_secs_f64() {
-            Duration::try_from_secs_f64(seconds).unwrap_or(self.cap)
-        } else {
-            self.cap
-        }
+        if seconds < cap.as_secs_f64() { Duration::try_from_secs_f64(seconds).unwrap_or(cap) } else { cap }
     }
 }
 

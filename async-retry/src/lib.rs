@@ -2,6 +2,7 @@
 
 mod backoff;
 mod budget;
+mod call;
 mod event;
 mod policy;
 mod random;

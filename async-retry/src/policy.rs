@@ -1,41 +1,41 @@
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
-use async_policy::{ByRef, Deadline, Failure, Lift, Name, Operation, Policy, PolicyError, TimedOut, Verdict};
+use async_policy::{Failure, Lift, Operation, Outcome, Policy, PolicyError, Verdict};
 use tokio::task::coop::consume_budget;
 
+use crate::call::{Attempts, Call, Resumed, Timed};
 use crate::report::{Best, Record, Reporter};
-use crate::retry::{Past, Pause};
-use crate::{Report, Retry};
+use crate::retry::{Began, Past, Pause};
+use crate::state::Progress;
+use crate::{AttemptOutcome, Report, Retry};
 
-async fn wait(pause: Pause) {
-    match pause {
-        Pause::None => {}
-        Pause::Yield => consume_budget().await,
-        Pause::Sleep(delay) => tokio::time::sleep(delay).await,
-    }
-}
+/// The attempts of an operation.
+struct Starts<Op>(Op);
 
-async fn run<Op, R>(retry: &Retry, op: Op, past: &mut Option<Past<R>>) -> Result<Op::Value, Op::Error>
+impl<Op> Attempts for Starts<Op>
 where
     Op: Operation,
     Op::Error: PolicyError,
-    R: Record<Op::Value, Op::Error> + Default,
 {
-    let began = retry.begin();
-    loop {
-        if let Some(past) = past.as_mut().filter(|_| R::ALL) {
-            past.record.start();
-        }
-        let result = match retry.attempt_timeout() {
-            None => op.start().await,
-            Some(timeout) => timeout.execute(ByRef(&op)).await,
-        };
-        match retry.settle(&began, past, true, |answer| op.classify(answer), result) {
-            ControlFlow::Break(result) => return result,
-            ControlFlow::Continue(pause) => wait(pause).await,
-        }
+    type Value = Op::Value;
+    type Error = Op::Error;
+    type Future = Op::Future;
+
+    #[inline]
+    fn poll_start(&mut self, _: &mut Context<'_>) -> Poll<Result<Op::Future, Op::Error>> {
+        Poll::Ready(Ok(self.0.start()))
+    }
+
+    #[inline]
+    fn classify(&self, answer: Result<&Op::Value, &Op::Error>) -> Option<Verdict> {
+        self.0.classify(answer)
+    }
+
+    #[inline]
+    fn is_repeatable(&self) -> bool {
+        true
     }
 }
 
@@ -45,7 +45,74 @@ impl Policy for Retry {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        run(self, op, &mut None::<Past<Best<_, _>>>).await
+        // What an immediate success needs, and no more: the rest is made when there is a delay, or something to weigh.
+        let (mut attempts, mut kept) = (0, None);
+        let past = loop {
+            if !self.is_plain() {
+                break None;
+            }
+            let result = op.start().await;
+            match self.settle_quick(&op, &mut attempts, &mut kept, result) {
+                Quick::End(result) => return result,
+                Quick::Again => {}
+                Quick::Slow(past) => break Some(past),
+            }
+        };
+        Call::<_, _, Best<_, _>>::resumed(self, Starts(op), past).await
+    }
+}
+
+enum Quick<T, E> {
+    End(Result<T, E>),
+    /// At once.
+    Again,
+    Slow(Resumed<Best<T, E>>),
+}
+
+impl Retry {
+    #[inline]
+    fn settle_quick<Op>(
+        &self,
+        op: &Op,
+        attempts: &mut u32,
+        kept: &mut Option<Result<Op::Value, Op::Error>>,
+        result: Result<Op::Value, Op::Error>,
+    ) -> Quick<Op::Value, Op::Error>
+    where
+        Op: Operation,
+        Op::Error: PolicyError,
+    {
+        match op.outcome(&result) {
+            Outcome::Answered(Verdict::Success) => Quick::End(result),
+            Outcome::Answered(Verdict::Transient) if self.limits.is_at_once(*attempts) => {
+                *attempts += 1;
+                *kept = Some(result);
+                Quick::Again
+            }
+            _ => self.settle_slow(op, *attempts, kept.take(), result),
+        }
+    }
+
+    #[inline(never)]
+    fn settle_slow<Op>(
+        &self,
+        op: &Op,
+        attempts: u32,
+        kept: Option<Result<Op::Value, Op::Error>>,
+        result: Result<Op::Value, Op::Error>,
+    ) -> Quick<Op::Value, Op::Error>
+    where
+        Op: Operation,
+        Op::Error: PolicyError,
+    {
+        let mut past = Past { progress: Progress::after(attempts), record: Best::default() };
+        if let Some(kept) = kept {
+            past.record.keep(kept, AttemptOutcome::Transient);
+        }
+        match self.settle(&Began::default(), &mut past, true, |answer| op.classify(answer), result) {
+            ControlFlow::Break(result) => Quick::End(result),
+            ControlFlow::Continue(pause) => Quick::Slow((Box::new(past), pause)),
+        }
     }
 }
 
@@ -99,11 +166,7 @@ impl Retry {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        async move {
-            let mut past = Some(Past::<Reporter<_, _>>::default());
-            let result = run(self, op, &mut past).await;
-            (result, past.unwrap_or_default().record.finish())
-        }
+        Call::<_, _, Reporter<_, _>>::new(self, Starts(op))
     }
 
     /// [`call`](Policy::call) for a closure with state of its own (`FnMut`), whose futures may borrow from it and need not be
@@ -165,35 +228,21 @@ impl Retry {
         mut classify: impl FnMut(Result<&T, &Failure<E>>) -> Option<Verdict>,
     ) -> Result<T, Failure<E>> {
         let began = self.begin();
-        let mut past = None::<Past<Best<_, _>>>;
+        let mut past = Past::<Best<_, _>>::default();
         loop {
             let result = match self.attempt_timeout() {
                 None => op().await.map_err(Failure::Operation),
-                Some(timeout) => within(timeout.limit(), self.name(), op()).await,
+                Some(limit) => match Timed::new(op(), limit).await {
+                    Some(result) => result.map_err(Failure::Operation),
+                    None => Err(Failure::TimedOut(self.timed_out())),
+                },
             };
             match self.settle(&began, &mut past, true, &mut classify, result) {
                 ControlFlow::Break(result) => return result,
-                ControlFlow::Continue(pause) => wait(pause).await,
+                ControlFlow::Continue(Pause::None) => {}
+                ControlFlow::Continue(Pause::Yield) => consume_budget().await,
+                ControlFlow::Continue(Pause::Sleep(delay)) => tokio::time::sleep(delay).await,
             }
-        }
-    }
-}
-
-/// The kernel's time-out for a future that need not be `Send`.
-async fn within<T, E>(
-    limit: Duration,
-    name: Option<&Name>,
-    attempt: impl Future<Output = Result<T, E>>,
-) -> Result<T, Failure<E>> {
-    let Some(deadline) = Deadline::after(limit) else { return attempt.await.map_err(Failure::Operation) };
-    match tokio::time::timeout_at(deadline.instant(), deadline.scope(attempt)).await {
-        Ok(result) => result.map_err(Failure::Operation),
-        Err(_) => {
-            let timed_out = TimedOut::new(limit);
-            Err(Failure::TimedOut(match name {
-                Some(name) => timed_out.with_name(name.clone()),
-                None => timed_out,
-            }))
         }
     }
 }

@@ -10,6 +10,14 @@ pub(crate) trait Record<T, E> {
     /// Whether successes need to be recorded too.
     const ALL: bool;
 
+    /// What the caller gets.
+    type Output;
+
+    /// The call ends.
+    fn finish(record: Option<Self>, result: Result<T, E>) -> Self::Output
+    where
+        Self: Sized;
+
     /// An attempt starts.
     fn start(&mut self) {}
 
@@ -35,6 +43,12 @@ impl<T, E> Default for Best<T, E> {
 
 impl<T, E> Record<T, E> for Best<T, E> {
     const ALL: bool = false;
+    type Output = Result<T, E>;
+
+    #[inline]
+    fn finish(_: Option<Self>, result: Result<T, E>) -> Result<T, E> {
+        result
+    }
 
     fn keep(&mut self, result: Result<T, E>, outcome: AttemptOutcome) {
         let rank = outcome.rank();
@@ -131,14 +145,13 @@ impl<T, E> Default for Reporter<T, E> {
     }
 }
 
-impl<T, E> Reporter<T, E> {
-    pub(crate) fn finish(self) -> Report<T, E> {
-        self.report
-    }
-}
-
 impl<T, E> Record<T, E> for Reporter<T, E> {
     const ALL: bool = true;
+    type Output = (Result<T, E>, Report<T, E>);
+
+    fn finish(record: Option<Self>, result: Result<T, E>) -> Self::Output {
+        (result, record.unwrap_or_default().report)
+    }
 
     fn start(&mut self) {
         self.started = Instant::now();

@@ -3,20 +3,17 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_policy::{ConfigError, Deadline, Name, Outcome, PolicyError, Timeout, Verdict};
+use async_policy::{ConfigError, Deadline, Name, Outcome, PolicyError, TimedOut, Verdict};
 use tokio::time::Instant;
 
 use crate::event::Watch;
 use crate::random::Random;
 use crate::report::Record;
-use crate::state::{Limits, Next, Progress, World};
+use crate::state::{Limits, More, Next, Progress, World, YIELD_EVERY};
 use crate::{AttemptOutcome, Backoff, Budget, BudgetCall, Event, StopReason};
 
 /// How many attempts a call gets unless configured: as in the AWS SDKs.
 pub const DEFAULT_MAX_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
-
-/// One in this many attempts without a delay gives the runtime a chance to take the task's turn away.
-const YIELD_EVERY: u32 = 16;
 
 /// Starts an operation again when its outcome says that another try may work.
 ///
@@ -46,14 +43,15 @@ const YIELD_EVERY: u32 = 16;
 #[derive(Clone, Debug)]
 pub struct Retry {
     // By value, and what few ask for behind one pointer: a tower future carries a clone, and counting references costs more than
-    // the whole success path.
+    // the rest of the success path.
     pub(crate) limits: Limits,
     extras: Option<Arc<Extras>>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Extras {
-    attempt_timeout: Option<Timeout>,
+    more: More,
+    attempt_timeout: Option<Duration>,
     watch: Watch,
     random: Random,
 }
@@ -63,9 +61,7 @@ impl Default for Retry {
         let limits = Limits {
             backoff: Backoff::default(),
             max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
-            max_elapsed: None,
             wait_for_refusals: true,
-            budget: None,
         };
         Self { limits, extras: None }
     }
@@ -95,12 +91,9 @@ impl Retry {
         self
     }
 
-    pub(crate) fn attempt_timeout(&self) -> Option<&Timeout> {
-        self.extras.as_ref()?.attempt_timeout.as_ref()
-    }
-
-    pub(crate) fn name(&self) -> Option<&Name> {
-        self.extras.as_ref()?.watch.name.as_ref()
+    #[inline]
+    pub(crate) fn attempt_timeout(&self) -> Option<Duration> {
+        self.extras.as_ref()?.attempt_timeout
     }
 
     /// How often the operation is started at most, the first time included.
@@ -116,22 +109,17 @@ impl Retry {
     }
 
     /// No attempt is started later than this after the first; a delay that would lead there is not slept. An attempt in
-    /// flight is not cut off: that is what a [`Timeout`] round the retry does.
+    /// flight is not cut off: that is what a [`Timeout`](async_policy::Timeout) round the retry does.
     #[must_use]
     pub fn with_max_elapsed(self, limit: Duration) -> Self {
-        self.limit(|limits| limits.max_elapsed = Some(limit))
+        self.extra(|extras| extras.more.max_elapsed = Some(limit))
     }
 
-    /// What one attempt may take: a [`Timeout`] round each, which is also the deadline of what is inside it.
+    /// What one attempt may take, from its first poll; it is also the deadline of what is inside. It allocates once for each
+    /// attempt; a [`Timeout`](async_policy::Timeout) inside the retry does the same without.
     #[must_use]
     pub fn with_attempt_timeout(self, limit: Duration) -> Self {
-        self.extra(|extras| {
-            let timeout = Timeout::new(limit);
-            extras.attempt_timeout = Some(match &extras.watch.name {
-                Some(name) => timeout.with_name(name.clone()),
-                None => timeout,
-            });
-        })
+        self.extra(|extras| extras.attempt_timeout = Some(limit))
     }
 
     /// Whether a refusal by an inner policy that may pass is waited for (the default), or ends the call.
@@ -143,18 +131,13 @@ impl Retry {
     /// What all retries that share this budget may add to the load.
     #[must_use]
     pub fn with_budget(self, budget: Budget) -> Self {
-        self.limit(|limits| limits.budget = Some(budget))
+        self.extra(|extras| extras.more.budget = Some(budget))
     }
 
     /// Names this retry in events and in the time-outs of its attempts.
     #[must_use]
     pub fn with_name(self, name: impl Into<Name>) -> Self {
-        self.extra(|extras| {
-            let name = name.into();
-            extras.attempt_timeout =
-                extras.attempt_timeout.take().map(|timeout| timeout.with_name(name.clone()));
-            extras.watch.name = Some(name);
-        })
+        self.extra(|extras| extras.watch.name = Some(name.into()))
     }
 
     /// Is told of each [`Event`], in the task that makes the call; keep it short. One at a time: the last one set.
@@ -170,43 +153,73 @@ impl Retry {
         self.extra(|extras| extras.random = Random::seeded(seed))
     }
 
-    /// Begins a call.
+    /// Whether a success at the first try is nobody's business but the caller's.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.extras.is_none() && !Watch::ALWAYS
+    }
+
+    /// A call begins: reads the clock and counts itself, where that is asked for.
     #[inline]
     pub(crate) fn begin(&self) -> Began {
+        let Some(extras) = &self.extras else { return Began::default() };
         Began {
-            at: self.limits.max_elapsed.map(|_| Instant::now()),
-            _in_flight: self.limits.budget.as_ref().and_then(Budget::enter),
+            at: extras.more.max_elapsed.map(|_| Instant::now()),
+            _in_flight: extras.more.budget.as_ref().and_then(Budget::enter),
         }
+    }
+
+    /// The error of an attempt that had no answer in time.
+    #[cold]
+    pub(crate) fn timed_out(&self) -> TimedOut {
+        let timed_out = TimedOut::new(self.attempt_timeout().unwrap_or_default());
+        match self.extras.as_ref().and_then(|extras| extras.watch.name.as_ref()) {
+            Some(name) => timed_out.with_name(name.clone()),
+            None => timed_out,
+        }
+    }
+
+    /// An attempt of a call ended: what comes next, and who is told.
+    #[inline(never)]
+    fn next(&self, began: &Began, progress: &mut Progress, repeatable: bool, outcome: &Outcome<'_>) -> Next {
+        let extras = self.extras.as_deref();
+        let more = extras.map_or(More::NONE, |extras| &extras.more);
+        let world = Now { began: began.at, random: extras.map(|extras| &extras.random) };
+        let mut next = self.limits.next(more, progress, outcome, &world);
+        if let Next::After(_) = next
+            && !repeatable
+        {
+            next = Next::Stop(StopReason::NotRepeatable);
+        }
+        if let Some(watch) = extras.map_or(Watch::NOBODY, |extras| Some(&extras.watch)) {
+            let attempt = progress.attempts;
+            watch.emit(Event::Attempted { attempt, outcome: outcome.into() });
+            match next {
+                Next::Done => {}
+                Next::After(delay) => watch.emit(Event::Scheduled { attempt: attempt + 1, delay }),
+                Next::Stop(reason) => watch.emit(Event::GaveUp { attempts: attempt, reason }),
+            }
+        }
+        next
     }
 
     /// An attempt of a call ended: with what the call ends, or what comes before the next attempt.
     ///
-    /// By value, in a function that is not async, and without a past where there is none: what is kept in the future's own memory
-    /// costs every success.
-    #[inline]
-    pub(crate) fn settle<T, E, R>(
+    /// By value, in a function that is not async: a result kept in the future's own memory costs every success.
+    pub(crate) fn settle<T, E, R: Record<T, E>>(
         &self,
         began: &Began,
-        past: &mut impl Slot<Past<R>>,
+        past: &mut Past<R>,
         repeatable: bool,
         classify: impl FnOnce(Result<&T, &E>) -> Option<Verdict>,
         result: Result<T, E>,
     ) -> ControlFlow<Result<T, E>, Pause>
     where
         E: PolicyError,
-        R: Record<T, E>,
     {
         let outcome = Outcome::of(&result, classify);
-        if let Outcome::Answered(Verdict::Success) = outcome
-            && !R::ALL
-            && self.limits.budget.is_none()
-            && self.extras.is_none()
-            && !Watch::ALWAYS
-        {
-            return ControlFlow::Break(result);
-        }
-        let Past { progress, record } = past.get();
         let seen = AttemptOutcome::from(&outcome);
+        let Past { progress, record } = past;
         let next = self.next(began, progress, repeatable, &outcome);
         record.end(seen, &next);
         match next {
@@ -225,53 +238,21 @@ impl Retry {
             }
         }
     }
-
-    fn next(&self, began: &Began, progress: &mut Progress, repeatable: bool, outcome: &Outcome<'_>) -> Next {
-        let extras = self.extras.as_deref();
-        let world = Now { began: began.at, random: extras.map(|extras| &extras.random) };
-        let mut next = self.limits.next(progress, outcome, &world);
-        if let Next::After(_) = next
-            && !repeatable
-        {
-            next = Next::Stop(StopReason::NotRepeatable);
-        }
-        if let Some(watch) = extras.map_or(Watch::NOBODY, |extras| Some(&extras.watch)) {
-            let attempt = progress.attempts;
-            watch.emit(Event::Attempted { attempt, outcome: outcome.into() });
-            match next {
-                Next::Done => {}
-                Next::After(delay) => watch.emit(Event::Scheduled { attempt: attempt + 1, delay }),
-                Next::Stop(reason) => watch.emit(Event::GaveUp { attempts: attempt, reason }),
-            }
-        }
-        next
-    }
 }
 
 /// What a call needs from its start.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Began {
     /// Read only where the time in all is limited.
     at: Option<Instant>,
     _in_flight: Option<BudgetCall>,
 }
 
-/// What a call carries from one attempt to the next. Made when the first attempt has failed.
+/// What a call carries from one attempt to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Past<R> {
-    progress: Progress,
+    pub(crate) progress: Progress,
     pub(crate) record: R,
-}
-
-/// Where a value is made when it is first needed.
-pub(crate) trait Slot<P> {
-    fn get(&mut self) -> &mut P;
-}
-
-impl<P: Default> Slot<P> for Option<P> {
-    fn get(&mut self) -> &mut P {
-        self.get_or_insert_default()
-    }
 }
 
 /// What comes between two attempts.

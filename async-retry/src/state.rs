@@ -12,14 +12,26 @@ use crate::{After, Backoff, Budget, BudgetToken};
 /// The shortest delay where the attempts are not limited.
 pub(crate) const MIN_UNLIMITED_DELAY: Duration = Duration::from_millis(1);
 
+/// One in this many attempts without a delay gives the runtime a chance to take the task's turn away.
+pub(crate) const YIELD_EVERY: u32 = 16;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) backoff: Backoff,
     /// `None`: not limited.
     pub(crate) max_attempts: Option<NonZeroU32>,
-    pub(crate) max_elapsed: Option<Duration>,
     pub(crate) wait_for_refusals: bool,
+}
+
+/// The limits that few ask for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct More {
+    pub(crate) max_elapsed: Option<Duration>,
     pub(crate) budget: Option<Budget>,
+}
+
+impl More {
+    pub(crate) const NONE: &'static Self = &Self { max_elapsed: None, budget: None };
 }
 
 /// How far one call has come.
@@ -103,16 +115,22 @@ impl fmt::Display for StopReason {
 impl Limits {
     /// An attempt ended with `outcome`: what comes next. In this order: what the outcome means, attempts, the backoff's end,
     /// elapsed time, deadline, budget.
-    pub(crate) fn next(&self, progress: &mut Progress, outcome: &Outcome<'_>, world: &impl World) -> Next {
+    pub(crate) fn next(
+        &self,
+        more: &More,
+        progress: &mut Progress,
+        outcome: &Outcome<'_>,
+        world: &impl World,
+    ) -> Next {
         progress.attempts = progress.attempts.saturating_add(1);
         let mut after = After::Failed;
         let hint = match outcome {
             Outcome::Answered(Verdict::Success) => {
-                self.succeed(progress);
+                more.succeed(progress);
                 return Next::Done;
             }
             Outcome::Answered(Verdict::Permanent) => {
-                self.spend(progress);
+                progress.spend();
                 return Next::Stop(StopReason::Permanent);
             }
             Outcome::Answered(Verdict::Ignored) => return Next::Stop(StopReason::Ignored),
@@ -122,10 +140,10 @@ impl Limits {
                 after = After::TimedOut;
                 None
             }
-            Outcome::Refused(rejection) => return self.next_after_refusal(progress, rejection, world),
+            Outcome::Refused(rejection) => return self.next_after_refusal(more, progress, rejection, world),
         };
-        self.spend(progress);
-        if let Some(budget) = &self.budget {
+        progress.spend();
+        if let Some(budget) = &more.budget {
             budget.record_failure();
         }
         if self.used_up(progress) {
@@ -138,11 +156,17 @@ impl Limits {
                 None => return Next::Stop(StopReason::Backoff),
             },
         };
-        self.wait(progress, delay, Some(after), world)
+        self.wait(more, progress, delay, Some(after), world)
     }
 
     /// Nothing was started, so nothing is spent: a token that is held stays for the next attempt.
-    fn next_after_refusal(&self, progress: &mut Progress, rejection: &Rejection, world: &impl World) -> Next {
+    fn next_after_refusal(
+        &self,
+        more: &More,
+        progress: &mut Progress,
+        rejection: &Rejection,
+        world: &impl World,
+    ) -> Next {
         let cap = self.backoff.cap();
         let wait = match rejection.retry_after() {
             Some(wait) if self.wait_for_refusals && wait <= cap => Some(wait),
@@ -164,18 +188,19 @@ impl Limits {
                 None => return Next::Stop(StopReason::Backoff),
             },
         };
-        self.wait(progress, delay, None, world)
+        self.wait(more, progress, delay, None, world)
     }
 
     fn wait(
         &self,
+        more: &More,
         progress: &mut Progress,
         delay: Duration,
         after: Option<After>,
         world: &impl World,
     ) -> Next {
         let delay = if self.max_attempts.is_none() { delay.max(MIN_UNLIMITED_DELAY) } else { delay };
-        if let Some(limit) = self.max_elapsed {
+        if let Some(limit) = more.max_elapsed {
             // What was slept counts even where the clock stands still.
             let elapsed = world.elapsed().max(progress.slept);
             if elapsed.saturating_add(delay) > limit {
@@ -185,7 +210,7 @@ impl Limits {
         if !delay.is_zero() && !world.fits(delay) {
             return Next::Stop(StopReason::Deadline);
         }
-        if let (Some(budget), Some(after)) = (&self.budget, after) {
+        if let (Some(budget), Some(after)) = (&more.budget, after) {
             match budget.try_acquire(after) {
                 Some(token) => progress.token = Some(token),
                 None => return Next::Stop(StopReason::Budget),
@@ -195,16 +220,20 @@ impl Limits {
         Next::After(delay)
     }
 
+    /// Whether the attempt after `attempts` and one more may start at once, with nothing else to decide.
+    #[inline]
+    pub(crate) fn is_at_once(&self, attempts: u32) -> bool {
+        self.backoff.is_none()
+            && self.max_attempts.is_some_and(|max| attempts + 1 < max.get())
+            && attempts < YIELD_EVERY - 1
+    }
+
     fn used_up(&self, progress: &Progress) -> bool {
         self.max_attempts.is_some_and(|max| progress.attempts >= max.get())
     }
+}
 
-    fn spend(&self, progress: &mut Progress) {
-        if let Some(token) = progress.token.take() {
-            token.spend();
-        }
-    }
-
+impl More {
     fn succeed(&self, progress: &mut Progress) {
         match progress.token.take() {
             Some(token) => token.succeed(),
@@ -213,6 +242,19 @@ impl Limits {
                     budget.record_success();
                 }
             }
+        }
+    }
+}
+
+impl Progress {
+    /// So many attempts failed, without a delay in between.
+    pub(crate) fn after(attempts: u32) -> Self {
+        Self { attempts, ..Self::default() }
+    }
+
+    fn spend(&mut self) {
+        if let Some(token) = self.token.take() {
+            token.spend();
         }
     }
 }

@@ -1,28 +1,16 @@
 use std::fmt;
 use std::future::Future;
-use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use async_policy::{ByError, Classify, PolicyError, TimeoutFuture, TimeoutLayer};
+use async_policy::{ByError, Classify, PolicyError, Verdict};
 use pin_project_lite::pin_project;
-use tokio::task::coop::poll_proceed;
-use tokio::time::Sleep;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::Retry;
+use crate::call::{Attempts, Call};
 use crate::report::Best;
-use crate::retry::{Began, Past, Pause, Slot};
-
-/// Boxed: inline it would cost every success.
-type Boxed<P> = Option<Box<P>>;
-
-impl<P: Default> Slot<P> for Boxed<P> {
-    fn get(&mut self) -> &mut P {
-        self.get_or_insert_default()
-    }
-}
 
 /// [`Retry`] as a tower layer.
 #[derive(Clone, Debug)]
@@ -105,9 +93,6 @@ impl<S, C: Clone, K: Clone> Layer<S> for RetryLayer<C, K> {
 ///
 /// Each attempt waits for the readiness of the service it calls, so that stateful services inside (a concurrency
 /// limit, a buffer) see the contract kept. An error from readiness ends the call: the service is gone.
-///
-/// A time-out per attempt ([`Retry::with_attempt_timeout`]) allocates for each attempt here; a
-/// [`TimeoutLayer`](async_policy::TimeoutLayer) inside does the same without.
 #[derive(Clone, Debug)]
 pub struct RetryService<S, C = ByError, K = ByClone> {
     inner: S,
@@ -135,21 +120,51 @@ where
         // The future keeps the instance that was polled ready, and this service a fresh one.
         let fresh = self.inner.clone();
         let mut service = std::mem::replace(&mut self.inner, fresh);
-        let began = self.retry.begin();
         let again = self.cloner.try_clone(&request);
-        let state = State::running(service.call(request), &self.retry);
-        RetryFuture {
-            state,
-            service,
-            again,
-            retry: self.retry.clone(),
-            classifier: self.classifier.clone(),
-            cloner: self.cloner.clone(),
-            began,
-            past: None,
-        }
+        let first = service.call(request);
+        let attempts =
+            Requests { service, again, classifier: self.classifier.clone(), cloner: self.cloner.clone() };
+        RetryFuture { call: Call::started(self.retry.clone(), attempts, first) }
     }
 }
+
+/// The attempts of a request.
+struct Requests<S, R, C, K> {
+    service: S,
+    /// The request of the next attempt.
+    again: Option<R>,
+    classifier: C,
+    cloner: K,
+}
+
+impl<S, R, C, K> Attempts for Requests<S, R, C, K>
+where
+    S: Service<R>,
+    S::Error: PolicyError,
+    C: Classify<S::Response, S::Error>,
+    K: TryClone<R>,
+{
+    type Value = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<Result<S::Future, S::Error>> {
+        ready!(self.service.poll_ready(cx))?;
+        let request = self.again.take().expect("another attempt only where there is a request");
+        self.again = self.cloner.try_clone(&request);
+        Poll::Ready(Ok(self.service.call(request)))
+    }
+
+    fn classify(&self, answer: Result<&S::Response, &S::Error>) -> Option<Verdict> {
+        self.classifier.classify(answer)
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.again.is_some()
+    }
+}
+
+type BestOf<S, R> = Best<<S as Service<R>>::Response, <S as Service<R>>::Error>;
 
 pin_project! {
     /// One call of a [`RetryService`].
@@ -161,67 +176,12 @@ pin_project! {
     pub struct RetryFuture<S, R, C, K = ByClone>
     where
         S: Service<R>,
+        S::Error: PolicyError,
+        C: Classify<S::Response, S::Error>,
+        K: TryClone<R>,
     {
         #[pin]
-        state: State<S::Future>,
-        service: S,
-        // The request of the next attempt.
-        again: Option<R>,
-        retry: Retry,
-        classifier: C,
-        cloner: K,
-        began: Began,
-        past: Boxed<Past<Best<S::Response, S::Error>>>,
-    }
-}
-
-pin_project! {
-    #[project = StateProjection]
-    enum State<F> {
-        Running { #[pin] attempt: F },
-        Timed { attempt: Pin<Box<TimeoutFuture<F>>> },
-        // Boxed: inline it would cost every success.
-        Pausing { timer: Pin<Box<Sleep>> },
-        Yielding,
-        Readying,
-    }
-}
-
-impl<F> State<F> {
-    fn running<T, E>(attempt: F, retry: &Retry) -> Self
-    where
-        F: Future<Output = Result<T, E>>,
-        E: PolicyError,
-    {
-        match retry.attempt_timeout() {
-            None => Self::Running { attempt },
-            Some(timeout) => {
-                let mut timed = TimeoutLayer::new(timeout.clone()).layer(Ready { future: Some(attempt) });
-                Self::Timed { attempt: Box::pin(timed.call(())) }
-            }
-        }
-    }
-}
-
-/// A service that hands out the one future it has.
-struct Ready<F> {
-    future: Option<F>,
-}
-
-impl<F, T, E> Service<()> for Ready<F>
-where
-    F: Future<Output = Result<T, E>>,
-{
-    type Response = T;
-    type Error = E;
-    type Future = F;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, (): ()) -> F {
-        self.future.take().expect("called once")
+        call: Call<Retry, Requests<S, R, C, K>, BestOf<S, R>>,
     }
 }
 
@@ -234,52 +194,20 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            let result = match this.state.as_mut().project() {
-                StateProjection::Running { attempt } => ready!(attempt.poll(cx)),
-                StateProjection::Timed { attempt } => ready!(attempt.as_mut().poll(cx)),
-                StateProjection::Pausing { timer } => {
-                    ready!(timer.as_mut().poll(cx));
-                    this.state.set(State::Readying);
-                    continue;
-                }
-                StateProjection::Yielding => {
-                    ready!(poll_proceed(cx)).made_progress();
-                    this.state.set(State::Readying);
-                    continue;
-                }
-                StateProjection::Readying => {
-                    ready!(this.service.poll_ready(cx))?;
-                    let request =
-                        this.again.take().expect("an attempt follows only where there is a request");
-                    *this.again = this.cloner.try_clone(&request);
-                    this.state.set(State::running(this.service.call(request), this.retry));
-                    continue;
-                }
-            };
-            let classify = |answer: Result<&_, &_>| this.classifier.classify(answer);
-            let again = this.again.is_some();
-            let pause = match this.retry.settle(this.began, this.past, again, classify, result) {
-                ControlFlow::Break(result) => return Poll::Ready(result),
-                ControlFlow::Continue(pause) => pause,
-            };
-            // The failed attempt is dropped here: what it held is free before the next one asks for it.
-            this.state.set(match pause {
-                Pause::None => State::Readying,
-                Pause::Yield => State::Yielding,
-                Pause::Sleep(delay) => State::Pausing { timer: Box::pin(tokio::time::sleep(delay)) },
-            });
-        }
+        self.project().call.poll(cx)
     }
 }
 
-impl<S: Service<R>, R, C, K> fmt::Debug for RetryFuture<S, R, C, K> {
+impl<S, R, C, K> fmt::Debug for RetryFuture<S, R, C, K>
+where
+    S: Service<R>,
+    S::Error: PolicyError,
+    C: Classify<S::Response, S::Error>,
+    K: TryClone<R>,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryFuture")
-            .field("retry", &self.retry)
-            .field("began", &self.began)
-            .finish_non_exhaustive()
+        f.debug_struct("RetryFuture").finish_non_exhaustive()
     }
 }

@@ -44,17 +44,27 @@ impl World for Still {
     }
 }
 
+#[derive(Clone)]
+struct Case {
+    limits: Limits,
+    more: More,
+}
+
+impl Case {
+    fn next(&self, progress: &mut Progress, outcome: &Outcome<'_>, world: &impl World) -> Next {
+        self.limits.next(&self.more, progress, outcome, world)
+    }
+}
+
 /// The AWS SDKs' standard mode with a jitter of 1: base 1 s, cap 20 s, 3 attempts.
-fn aws(capacity: u32) -> (Limits, Budget) {
+fn aws(capacity: u32) -> (Case, Budget) {
     let budget = Budget::token_bucket(capacity, crate::AWS_COST, crate::AWS_TIMEOUT_COST);
     let limits = Limits {
         backoff: Backoff::exponential(secs(1)).with_jitter(Jitter::None),
         max_attempts: attempts(3),
-        max_elapsed: None,
         wait_for_refusals: true,
-        budget: Some(budget.clone()),
     };
-    (limits, budget)
+    (Case { limits, more: More { max_elapsed: None, budget: Some(budget.clone()) } }, budget)
 }
 
 const OK: Outcome<'_> = Outcome::Answered(Verdict::Success);
@@ -66,11 +76,11 @@ fn after(seconds: u64) -> Next {
 
 /// What one call sees in turn, what it does about it, and the tokens that are left then.
 #[track_caller]
-fn check(limits: &Limits, steps: &[(Outcome<'_>, Next, f64)]) {
+fn check(case: &Case, steps: &[(Outcome<'_>, Next, f64)]) {
     let mut progress = Progress::default();
     for (n, (outcome, next, tokens)) in steps.iter().enumerate() {
-        assert_eq!(limits.next(&mut progress, outcome, &Still::default()), *next, "step {n}");
-        assert_eq!(limits.budget.as_ref().unwrap().available(), *tokens, "step {n}");
+        assert_eq!(case.next(&mut progress, outcome, &Still::default()), *next, "step {n}");
+        assert_eq!(case.more.budget.as_ref().unwrap().available(), *tokens, "step {n}");
     }
 }
 
@@ -88,61 +98,61 @@ fn the_aws_standard_sequences() {
     check(&aws(0).0, &[(BAD, stop(StopReason::Budget), 0.0)]);
     // Five attempts
     let mut five = aws(500).0;
-    five.max_attempts = attempts(5);
+    five.limits.max_attempts = attempts(5);
     let steps = [(BAD, after(1), 495.0), (BAD, after(2), 490.0), (BAD, after(4), 485.0)];
     check(&five, &[&steps[..], &[(BAD, after(8), 480.0), (BAD, used_up, 480.0)]].concat());
     // A cap of 3 s
     let mut capped = aws(500).0;
-    capped.backoff = capped.backoff.with_cap(secs(3));
-    capped.max_attempts = attempts(5);
+    capped.limits.backoff = capped.limits.backoff.with_cap(secs(3));
+    capped.limits.max_attempts = attempts(5);
     let steps = [(BAD, after(1), 495.0), (BAD, after(2), 490.0), (BAD, after(3), 485.0)];
     check(&capped, &[&steps[..], &[(BAD, after(3), 480.0), (BAD, used_up, 480.0)]].concat());
 }
 
 #[test]
 fn a_success_returns_what_its_last_retry_cost_or_one() {
-    let (limits, budget) = aws(500);
+    let (case, budget) = aws(500);
     let timed_out = TimedOut::new(secs(1));
     let timeout = Outcome::TimedOut(&timed_out);
-    check(&limits, &[(timeout, after(1), 490.0), (BAD, after(2), 485.0), (OK, Next::Done, 490.0)]);
-    check(&limits, &[(OK, Next::Done, 491.0)]);
+    check(&case, &[(timeout, after(1), 490.0), (BAD, after(2), 485.0), (OK, Next::Done, 490.0)]);
+    check(&case, &[(OK, Next::Done, 491.0)]);
     // Aborted in its backoff.
     let mut progress = Progress::default();
-    limits.next(&mut progress, &BAD, &Still::default());
+    case.next(&mut progress, &BAD, &Still::default());
     assert_eq!(budget.available(), 486.0);
     drop(progress);
     assert_eq!(budget.available(), 491.0);
     // What ends in a permanent error is not given back.
     let permanent = Outcome::Answered(Verdict::Permanent);
-    check(&limits, &[(BAD, after(1), 486.0), (permanent, Next::Stop(StopReason::Permanent), 486.0)]);
+    check(&case, &[(BAD, after(1), 486.0), (permanent, Next::Stop(StopReason::Permanent), 486.0)]);
 }
 
 /// gRFC A6: four tokens, ratio 0.5.
 #[test]
 fn the_grpc_throttle() {
-    let (mut limits, _) = aws(0);
-    limits.budget = Some(Budget::grpc_throttle(4, 0.5).unwrap());
+    let (mut case, _) = aws(0);
+    case.more.budget = Some(Budget::grpc_throttle(4, 0.5).unwrap());
     let spent = Next::Stop(StopReason::Budget);
-    check(&limits, &[(BAD, after(1), 3.0), (BAD, spent, 2.0)]);
-    check(&limits, &[(OK, Next::Done, 2.5)]);
-    check(&limits, &[(BAD, spent, 1.5)]);
+    check(&case, &[(BAD, after(1), 3.0), (BAD, spent, 2.0)]);
+    check(&case, &[(OK, Next::Done, 2.5)]);
+    check(&case, &[(BAD, spent, 1.5)]);
     for left in [2.0, 2.5, 3.0, 3.5] {
-        check(&limits, &[(OK, Next::Done, left)]);
+        check(&case, &[(OK, Next::Done, left)]);
     }
-    check(&limits, &[(BAD, after(1), 2.5), (OK, Next::Done, 3.0)]);
+    check(&case, &[(BAD, after(1), 2.5), (OK, Next::Done, 3.0)]);
     // A push-back is honoured exactly.
     let throttled = Outcome::Answered(Verdict::Throttled { retry_after: Some(secs(7)) });
-    limits.budget = Some(Budget::grpc_throttle(4, 0.5).unwrap());
-    check(&limits, &[(throttled, after(7), 3.0)]);
+    case.more.budget = Some(Budget::grpc_throttle(4, 0.5).unwrap());
+    check(&case, &[(throttled, after(7), 3.0)]);
 }
 
 #[test]
 fn in_flight_retries_are_a_share_of_the_calls() {
-    let (mut limits, _) = aws(0);
+    let (mut case, _) = aws(0);
     let budget = Budget::in_flight(0.2, 1).unwrap();
-    limits.budget = Some(budget.clone());
+    case.more.budget = Some(budget.clone());
     let (mut first, mut second) = (Progress::default(), Progress::default());
-    let next = |progress: &mut Progress, outcome| limits.next(progress, outcome, &Still::default());
+    let next = |progress: &mut Progress, outcome| case.next(progress, outcome, &Still::default());
     assert_eq!(next(&mut first, &BAD), after(1));
     assert_eq!(next(&mut second, &BAD), Next::Stop(StopReason::Budget));
     assert_eq!(next(&mut first, &BAD), after(2), "its own place was free again");
@@ -152,12 +162,12 @@ fn in_flight_retries_are_a_share_of_the_calls() {
 
 #[test]
 fn a_refused_attempt_keeps_its_token_for_the_next() {
-    let (mut limits, _) = aws(5);
-    limits.max_attempts = attempts(9);
+    let (mut case, _) = aws(5);
+    case.limits.max_attempts = attempts(9);
     let refused = Rejection::new(PolicyKind::RateLimit, Reason::LimitReached).with_retry_after(secs(3));
     let for_ever = Rejection::new(PolicyKind::RateLimit, Reason::ShutDown);
     check(
-        &limits,
+        &case,
         &[
             (Outcome::Refused(&refused), after(3), 5.0),
             (BAD, after(2), 0.0),
@@ -165,59 +175,59 @@ fn a_refused_attempt_keeps_its_token_for_the_next() {
             (Outcome::Refused(&for_ever), Next::Stop(StopReason::Refused), 0.0),
         ],
     );
-    assert_eq!(limits.budget.as_ref().unwrap().available(), 5.0, "the retry was never started");
+    assert_eq!(case.more.budget.as_ref().unwrap().available(), 5.0, "the retry was never started");
 }
 
 #[test]
 fn those_who_were_told_one_moment_are_spread_behind_it() {
-    let (mut limits, _) = aws(5);
-    limits.backoff = limits.backoff.with_jitter(Jitter::Full);
+    let (mut case, _) = aws(5);
+    case.limits.backoff = case.limits.backoff.with_jitter(Jitter::Full);
     let refused = Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen).with_retry_after(secs(3));
     let world = Still { unit: Cell::new(1), ..Still::default() };
-    let next = limits.next(&mut Progress::default(), &Outcome::Refused(&refused), &world);
+    let next = case.next(&mut Progress::default(), &Outcome::Refused(&refused), &world);
     assert_eq!(next, Next::After(Duration::from_secs_f64(3.618_034)));
 }
 
 #[test]
 fn each_limit_stops_it_for_its_own_reason() {
-    let stop = |change: fn(&mut Limits), world: &Still, outcome: &Outcome<'_>| {
-        let (mut limits, _) = aws(500);
-        change(&mut limits);
-        limits.next(&mut Progress::default(), outcome, world)
+    let stop = |change: fn(&mut Case), world: &Still, outcome: &Outcome<'_>| {
+        let (mut case, _) = aws(500);
+        change(&mut case);
+        case.next(&mut Progress::default(), outcome, world)
     };
     let still = Still::default();
     let ignored = Outcome::Answered(Verdict::Ignored);
     assert_eq!(stop(|_| (), &still, &ignored), Next::Stop(StopReason::Ignored));
-    assert_eq!(stop(|l| l.max_attempts = attempts(1), &still, &BAD), Next::Stop(StopReason::Attempts));
+    assert_eq!(stop(|c| c.limits.max_attempts = attempts(1), &still, &BAD), Next::Stop(StopReason::Attempts));
     let late = Still { elapsed: secs(9), ..Still::default() };
-    assert_eq!(stop(|l| l.max_elapsed = Some(secs(10)), &late, &BAD), after(1));
+    assert_eq!(stop(|c| c.more.max_elapsed = Some(secs(10)), &late, &BAD), after(1));
     let limit = Some(Duration::from_millis(9999));
-    let next = stop(|l| l.max_elapsed = Some(Duration::from_millis(9999)), &late, &BAD);
+    let next = stop(|c| c.more.max_elapsed = Some(Duration::from_millis(9999)), &late, &BAD);
     assert_eq!((next, limit), (Next::Stop(StopReason::Elapsed), limit));
     let tight = Still { room: secs(1), ..Still::default() };
     assert_eq!(stop(|_| (), &tight, &BAD), Next::Stop(StopReason::Deadline));
-    let none = stop(|l| l.backoff = Backoff::from_delays([]), &still, &BAD);
+    let none = stop(|c| c.limits.backoff = Backoff::from_delays([]), &still, &BAD);
     assert_eq!(none, Next::Stop(StopReason::Backoff));
     // A deadline takes no token.
-    let (limits, budget) = aws(500);
-    limits.next(&mut Progress::default(), &BAD, &tight);
+    let (case, budget) = aws(500);
+    case.next(&mut Progress::default(), &BAD, &tight);
     assert_eq!(budget.available(), 500.0);
 }
 
 #[test]
 fn a_clock_that_stands_still_does_not_keep_it_going() {
-    let (mut limits, _) = aws(0);
-    limits.budget = None;
-    limits.backoff = Backoff::constant(secs(1));
-    limits.max_attempts = None;
-    limits.max_elapsed = Some(secs(10));
+    let (mut case, _) = aws(0);
+    case.more.budget = None;
+    case.limits.backoff = Backoff::constant(secs(1));
+    case.limits.max_attempts = None;
+    case.more.max_elapsed = Some(secs(10));
     let mut progress = Progress::default();
     let world = Still::default();
-    while limits.next(&mut progress, &BAD, &world) == after(1) {}
+    while case.next(&mut progress, &BAD, &world) == after(1) {}
     assert_eq!(progress.attempts, 11);
     // And without a delay it does not spin.
-    limits.backoff = Backoff::none();
-    assert_eq!(limits.next(&mut Progress::default(), &BAD, &world), Next::After(MIN_UNLIMITED_DELAY));
+    case.limits.backoff = Backoff::none();
+    assert_eq!(case.next(&mut Progress::default(), &BAD, &world), Next::After(MIN_UNLIMITED_DELAY));
 }
 
 fn any_outcome() -> impl Strategy<Value = Result<Verdict, bool>> {
@@ -263,10 +273,10 @@ proptest! {
         prop_assert!(backoff.check().is_ok());
         let cap = backoff.cap();
         let max_elapsed = Duration::from_millis(elapsed);
-        let (mut limits, budget) = aws(capacity);
-        limits.backoff = backoff;
-        limits.max_attempts = attempts(max);
-        limits.max_elapsed = Some(max_elapsed);
+        let (mut case, budget) = aws(capacity);
+        case.limits.backoff = backoff;
+        case.limits.max_attempts = attempts(max);
+        case.more.max_elapsed = Some(max_elapsed);
         let timed_out = TimedOut::new(secs(1));
         let refusal = Rejection::new(PolicyKind::RateLimit, Reason::LimitReached).with_retry_after(secs(2));
         let mut progress = Progress::default();
@@ -280,7 +290,7 @@ proptest! {
             };
             made += 1;
             prop_assert!(world.elapsed <= max_elapsed, "an attempt at {:?}", world.elapsed);
-            let next = limits.next(&mut progress, &outcome, &world);
+            let next = case.next(&mut progress, &outcome, &world);
             // The model of the bucket.
             match (&outcome, next) {
                 (Outcome::Refused(_), _) => {}
