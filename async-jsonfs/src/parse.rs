@@ -22,8 +22,18 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], options: &Options) -> Res
         return Err(ErrorKind::Encoding(locate::foreign_encoding(bytes).unwrap_or("not UTF-8")).into());
     };
     limits::check(text, bytes.len() - text.len(), options)?;
+    // Where sonic-rs says no, serde_json has the last word, and the words.
+    #[cfg(feature = "sonic")]
+    if sonic::can_take(text)
+        && let Ok(value) = sonic_rs::from_str(text)
+    {
+        return Ok(value);
+    }
     serde_json::from_str(text).map_err(|error| explain(bytes, &error))
 }
+
+#[cfg(feature = "sonic")]
+mod sonic;
 
 #[cold]
 fn explain(bytes: &[u8], error: &serde_json::Error) -> Fault {

@@ -6,4 +6,5 @@ mod limits;
 mod lock;
 mod lossless;
 mod processes;
+mod seeds;
 mod store;
