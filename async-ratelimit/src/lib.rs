@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod concurrency;
+mod event;
 mod fifo;
 #[cfg(feature = "http")]
 pub mod http;

@@ -2,10 +2,27 @@ use std::time::Duration;
 
 /// Who may wait, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub(crate) struct Queue {
     /// Zero: nobody may.
     pub(crate) max_len: usize,
+    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub(crate) max_wait: Option<Duration>,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+/// A name as configuration gives it.
+#[cfg(feature = "serde")]
+pub(crate) fn name<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Option<async_policy::Name>, D::Error> {
+    let name: Option<String> = serde::Deserialize::deserialize(from)?;
+    Ok(name.map(Into::into))
 }
 
 impl Queue {

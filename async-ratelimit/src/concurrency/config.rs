@@ -14,9 +14,12 @@ use crate::queue::Queue;
 /// No queue: who finds no room is refused. Unnamed.
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct ConcurrencyLimitBuilder {
     limit: u32,
+    #[cfg_attr(feature = "serde", serde(default))]
     queue: Queue,
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
     name: Option<Name>,
 }
 

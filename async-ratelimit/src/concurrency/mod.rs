@@ -18,6 +18,7 @@ pub use config::ConcurrencyLimitBuilder;
 #[cfg(feature = "tower")]
 pub use tower::{ConcurrencyLimitFuture, ConcurrencyLimitLayer, ConcurrencyLimitService};
 
+use crate::event::{Event, emit};
 use crate::fifo::Key;
 use crate::queue::Queue;
 pub(crate) use config::check_limit;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
 
 /// What a [`ConcurrencyLimit`] looks like at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ConcurrencySnapshot {
     /// How many permits there are.
@@ -135,8 +137,10 @@ impl ConcurrencyLimit {
     #[inline]
     pub async fn acquire_many(&self, weight: u32) -> Result<Permit<'_>, Rejection> {
         let shared = &*self.shared;
-        shared.acquire(weight).await?;
-        Ok(Permit { shared, weight })
+        let since = shared.acquire(weight).await?;
+        let permit = Permit { shared, weight };
+        shared.waited(since);
+        Ok(permit)
     }
 
     /// [`acquire_many`](Self::acquire_many) for a permit that outlives the borrow: to move into a task.
@@ -150,8 +154,10 @@ impl ConcurrencyLimit {
     /// As [`acquire_many`](Self::acquire_many).
     #[inline]
     pub async fn acquire_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
-        self.shared.acquire(weight).await?;
-        Ok(OwnedPermit { shared: Arc::clone(&self.shared), weight })
+        let since = self.shared.acquire(weight).await?;
+        let permit = OwnedPermit { shared: Arc::clone(&self.shared), weight };
+        self.shared.waited(since);
+        Ok(permit)
     }
 
     /// Changes how many permits there are, at once and without losing anybody who waits.
@@ -164,7 +170,9 @@ impl ConcurrencyLimit {
     /// `limit`: zero.
     pub fn set_limit(&self, limit: u32) -> Result<(), ConfigError> {
         check_limit(limit)?;
-        self.shared.semaphore.set_limit(limit);
+        let from = self.shared.semaphore.set_limit(limit);
+        let event = Event::LimitChanged { from, to: limit };
+        emit(PolicyKind::ConcurrencyLimit, self.shared.name.as_ref(), &event);
         Ok(())
     }
 
@@ -222,10 +230,19 @@ impl Shared {
     }
 
     pub(crate) fn rejection(name: Option<&Name>, reason: Reason) -> Rejection {
-        let rejection = Rejection::new(PolicyKind::ConcurrencyLimit, reason);
-        match name {
-            Some(name) => rejection.with_name(name.clone()),
-            None => rejection,
+        let mut rejection = Rejection::new(PolicyKind::ConcurrencyLimit, reason);
+        if let Some(name) = name {
+            rejection = rejection.with_name(name.clone());
+        }
+        emit(PolicyKind::ConcurrencyLimit, name, &Event::Rejected(&rejection));
+        rejection
+    }
+
+    /// Tells of a wait; once the permit is in hands that give it back, should a subscriber panic.
+    #[inline]
+    pub(crate) fn waited(&self, since: Option<Instant>) {
+        if let Some(since) = since {
+            emit(PolicyKind::ConcurrencyLimit, self.name.as_ref(), &Event::Waited(since.elapsed()));
         }
     }
 
@@ -244,14 +261,14 @@ impl Shared {
     }
 
     #[inline]
-    pub(crate) async fn acquire(&self, weight: u32) -> Result<(), Rejection> {
+    pub(crate) async fn acquire(&self, weight: u32) -> Result<Option<Instant>, Rejection> {
         // A loop whose acquires never wait must still let others on its thread have their turn.
         poll_fn(poll_proceed).await.made_progress();
-        if self.semaphore.try_acquire(weight) { Ok(()) } else { self.wait(weight).await }
+        if self.semaphore.try_acquire(weight) { Ok(None) } else { self.wait(weight).await }
     }
 
     #[cold]
-    async fn wait(&self, weight: u32) -> Result<(), Rejection> {
+    async fn wait(&self, weight: u32) -> Result<Option<Instant>, Rejection> {
         let mut ticket = Ticket::new(self, weight);
         match self.patience() {
             None => poll_fn(|cx| ticket.poll(cx, None)).await,
@@ -268,38 +285,39 @@ impl Shared {
 struct Ticket<S: Deref<Target = Shared>> {
     shared: S,
     weight: u32,
-    key: Option<Key>,
+    /// Its place, and since when.
+    place: Option<(Key, Instant)>,
 }
 
 impl<S: Deref<Target = Shared>> Ticket<S> {
     const fn new(shared: S, weight: u32) -> Self {
-        Self { shared, weight, key: None }
+        Self { shared, weight, place: None }
     }
 
-    /// Ready with `Ok`, the permits are the caller's, to be given back by it.
+    /// Ready with `Ok`, the permits are the caller's, to be given back by it; it waited since then, if at all.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         patience: Option<(Pin<&mut Sleep>, Reason)>,
-    ) -> Poll<Result<(), Rejection>> {
+    ) -> Poll<Result<Option<Instant>, Rejection>> {
         let semaphore = &self.shared.semaphore;
-        match self.key {
-            Some(key) => match semaphore.poll(key, cx.waker()) {
+        match self.place {
+            Some((key, since)) => match semaphore.poll(key, cx.waker()) {
                 Turn::Waits => {}
                 Turn::Granted => {
-                    self.key = None;
-                    return Poll::Ready(Ok(()));
+                    self.place = None;
+                    return Poll::Ready(Ok(Some(since)));
                 }
                 Turn::TooHeavy => {
-                    self.key = None;
+                    self.place = None;
                     return Poll::Ready(Err(self.shared.refuse(Reason::ExceedsCapacity)));
                 }
             },
             None => {
                 let full = match semaphore.join(self.weight, self.shared.queue.max_len, cx.waker().clone()) {
-                    Joined::Granted => return Poll::Ready(Ok(())),
+                    Joined::Granted => return Poll::Ready(Ok(None)),
                     Joined::Waits(key) => {
-                        self.key = Some(key);
+                        self.place = Some((key, Instant::now()));
                         None
                     }
                     Joined::Full if self.shared.queue.max_len == 0 => Some(Reason::LimitReached),
@@ -315,14 +333,17 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
         if pin!(unconstrained(timer)).poll(cx).is_pending() {
             return Poll::Pending;
         }
-        let granted = self.key.take().is_some_and(|key| self.shared.semaphore.leave(key, true));
-        Poll::Ready(if granted { Ok(()) } else { Err(self.shared.refuse(reason)) })
+        match self.place.take() {
+            // Granted in the same moment: then it stands.
+            Some((key, since)) if semaphore.leave(key, true) => Poll::Ready(Ok(Some(since))),
+            _ => Poll::Ready(Err(self.shared.refuse(reason))),
+        }
     }
 }
 
 impl<S: Deref<Target = Shared>> Drop for Ticket<S> {
     fn drop(&mut self) {
-        if let Some(key) = self.key {
+        if let Some((key, _)) = self.place {
             self.shared.semaphore.leave(key, false);
         }
     }

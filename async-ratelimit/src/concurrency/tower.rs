@@ -93,10 +93,11 @@ where
                 Reserved::Waiting(ticket, timer) => {
                     let patience = timer.as_mut().map(|(timer, reason)| (timer.as_mut(), *reason));
                     match ready!(ticket.poll(cx, patience)) {
-                        Ok(()) => Reserved::Permit(OwnedPermit {
-                            shared: Arc::clone(&self.limit.shared),
-                            weight: 1,
-                        }),
+                        Ok(since) => {
+                            let permit = OwnedPermit { shared: Arc::clone(&self.limit.shared), weight: 1 };
+                            permit.shared.waited(since);
+                            Reserved::Permit(permit)
+                        }
                         Err(rejection) => Reserved::Refused(rejection),
                     }
                 }

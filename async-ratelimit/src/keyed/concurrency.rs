@@ -5,11 +5,14 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_policy::{ConfigError, Guard, Name, Operation, Policy, PolicyError, Reason, Rejection};
+use async_policy::{ConfigError, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason, Rejection};
 
+#[cfg(feature = "serde")]
+use super::default_max_keys;
 use super::shards::{ByHash, Shards};
 use super::{DEFAULT_MAX_KEYS, check_max_keys};
 use crate::concurrency::{ConcurrencySnapshot, Semaphore, Shared as One, check_limit};
+use crate::event::{Event, emit};
 use crate::queue::Queue;
 
 /// A [`ConcurrencyLimit`](crate::ConcurrencyLimit) for each key: each client, tenant, host.
@@ -53,11 +56,16 @@ struct Shard {
 /// 100,000 busy keys. No queue: who finds no room is refused. Unnamed.
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields, bound = ""))]
 pub struct KeyedConcurrencyLimitBuilder<K: ?Sized> {
     limit: u32,
+    #[cfg_attr(feature = "serde", serde(default))]
     queue: Queue,
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
     name: Option<Name>,
+    #[cfg_attr(feature = "serde", serde(default = "default_max_keys"))]
     max_keys: usize,
+    #[cfg_attr(feature = "serde", serde(skip))]
     key: PhantomData<fn(&K)>,
 }
 
@@ -148,8 +156,9 @@ impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
     /// `limit`: zero.
     pub fn set_limit(&self, limit: u32) -> Result<(), ConfigError> {
         check_limit(limit)?;
+        let mut from = limit;
         for mut shard in self.shared.shards.each() {
-            shard.limit = limit;
+            from = std::mem::replace(&mut shard.limit, limit);
             let busy: Vec<_> = shard.busy.values().cloned().collect();
             drop(shard);
             // Without the lock, because it wakes.
@@ -157,6 +166,8 @@ impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
                 one.semaphore.set_limit(limit);
             }
         }
+        let event = Event::LimitChanged { from, to: limit };
+        emit(PolicyKind::ConcurrencyLimit, self.shared.name.as_ref(), &event);
         Ok(())
     }
 
@@ -267,8 +278,10 @@ impl ConcurrencyLimitKey<'_> {
     /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many).
     pub async fn acquire_many(&self, weight: u32) -> Result<KeyedPermit, Rejection> {
         let claim = self.claim()?;
-        claim.one().acquire(weight).await?;
-        Ok(KeyedPermit { claim, weight })
+        let since = claim.one().acquire(weight).await?;
+        let permit = KeyedPermit { claim, weight };
+        permit.claim.one().waited(since);
+        Ok(permit)
     }
 
     /// What the limit of this key looks like now.

@@ -7,15 +7,20 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use async_policy::{ConfigError, Deadline, Guard, Name, Operation, Policy, PolicyError, Reason, Rejection};
+use async_policy::{
+    ConfigError, Deadline, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason, Rejection,
+};
 
+#[cfg(feature = "serde")]
+use super::default_max_keys;
 use super::shards::{ByHash, Shards};
 use super::{DEFAULT_MAX_KEYS, check_max_keys};
+use crate::event::{Event, emit};
 use crate::fifo::Key;
 use crate::queue::Queue;
 use crate::rate::{
     AtEngine, Cells, Clock, Desk, Engine, Joined, Line, Quota, RateSnapshot, Refusal, Tat, Turn, Wait,
-    refuse, rejection, snapshot,
+    refuse, rejection, snapshot, warn_if_too_fine,
 };
 
 /// Idle keys are looked for so often, while new ones come: most come again, and to forget them each time costs more than room.
@@ -71,11 +76,16 @@ struct Shard {
 /// 100,000 keys. No queue: who finds no cell is refused. Unnamed.
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields, bound = ""))]
 pub struct KeyedRateLimitBuilder<K: ?Sized> {
     quota: Quota,
+    #[cfg_attr(feature = "serde", serde(default))]
     queue: Queue,
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
     name: Option<Name>,
+    #[cfg_attr(feature = "serde", serde(default = "default_max_keys"))]
     max_keys: usize,
+    #[cfg_attr(feature = "serde", serde(skip))]
     key: PhantomData<fn(&K)>,
 }
 
@@ -116,6 +126,7 @@ impl<K: ?Sized> KeyedRateLimitBuilder<K> {
                 sweep_at: SWEEP_EVERY.as_nanos() as u64,
             })
         })?;
+        warn_if_too_fine(self.quota, self.queue, self.name.as_ref());
         let shared = Shared { shards, queue: self.queue, name: self.name };
         Ok(KeyedRateLimit { shared: Arc::new(shared), key: PhantomData })
     }
@@ -236,6 +247,7 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
     /// As [`KeyedRateLimitBuilder::build`]; nothing is changed then.
     pub fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
         Engine::new(quota, Clock::default())?;
+        let from = self.quota();
         let mut wakers = Vec::new();
         for mut shard in self.shared.shards.each() {
             let shard = &mut *shard;
@@ -252,6 +264,9 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
             }
         }
         wakers.into_iter().for_each(Waker::wake);
+        let name = self.shared.name.as_ref();
+        emit(PolicyKind::RateLimit, name, &Event::QuotaChanged { from, to: quota });
+        warn_if_too_fine(quota, self.shared.queue, name);
         Ok(())
     }
 
@@ -410,6 +425,10 @@ impl Desk for RateLimitKey<'_> {
 
     fn reject(&self, reason: Reason) -> Rejection {
         rejection(Refusal { reason, retry_after: None }, self.shared.name.as_ref())
+    }
+
+    fn waited(&self, wait: Duration) {
+        emit(PolicyKind::RateLimit, self.shared.name.as_ref(), &Event::Waited(wait));
     }
 }
 

@@ -7,7 +7,7 @@ use async_policy::{ConfigError, Name};
 use super::clock::Clock;
 use super::engine::{Engine, Tat};
 use super::line::Line;
-use super::{Quota, RateLimit, Shared};
+use super::{Quota, RateLimit, Shared, warn_if_too_fine};
 use crate::queue::Queue;
 
 /// Builds a [`RateLimit`].
@@ -17,9 +17,12 @@ use crate::queue::Queue;
 /// No queue: who finds no cell is refused. Unnamed.
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct RateLimitBuilder {
     quota: Quota,
+    #[cfg_attr(feature = "serde", serde(default))]
     queue: Queue,
+    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
     name: Option<Name>,
 }
 
@@ -48,10 +51,12 @@ impl RateLimitBuilder {
     /// - `quota.burst`: zero, or more than stands for [`LONGEST_BURST`](crate::LONGEST_BURST).
     pub fn build(self) -> Result<RateLimit, ConfigError> {
         let Self { quota, queue, name } = self;
+        let engine = Engine::new(quota, Clock::default())?;
+        warn_if_too_fine(quota, queue, name.as_ref());
         Ok(RateLimit {
             shared: Arc::new(Shared {
                 gate: AtomicU32::new(0),
-                first: (Engine::new(quota, Clock::default())?, Tat::default()),
+                first: (engine, Tat::default()),
                 changed: RwLock::new(None),
                 line: Mutex::new(Line::new()),
                 queue,

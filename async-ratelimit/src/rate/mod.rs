@@ -22,6 +22,7 @@ pub use quota::{LONGEST_BURST, Quota, TICK};
 #[cfg(feature = "tower")]
 pub use tower::{RateLimitFuture, RateLimitLayer, RateLimitService};
 
+use crate::event::{Event, emit};
 use crate::fifo::Key;
 use crate::queue::Queue;
 pub(crate) use clock::Clock;
@@ -72,6 +73,7 @@ struct Shared {
 
 /// What a [`RateLimit`] looks like at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RateSnapshot {
     /// The quota in force.
@@ -198,9 +200,17 @@ pub(crate) fn rejection(refusal: Refusal, name: Option<&Name>) -> Rejection {
     if let Some(wait) = refusal.retry_after {
         rejection = rejection.with_retry_after(wait);
     }
-    match name {
-        Some(name) => rejection.with_name(name.clone()),
-        None => rejection,
+    if let Some(name) = name {
+        rejection = rejection.with_name(name.clone());
+    }
+    emit(PolicyKind::RateLimit, name, &Event::Rejected(&rejection));
+    rejection
+}
+
+/// Warns of a quota that callers who wait cannot reach.
+pub(crate) fn warn_if_too_fine(quota: Quota, queue: Queue, name: Option<&Name>) {
+    if queue.max_len > 0 && quota.is_too_fine() {
+        emit(PolicyKind::RateLimit, name, &Event::QuotaTooFine(quota));
     }
 }
 
@@ -278,18 +288,23 @@ impl Shared {
     fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
         let engine = Engine::new(quota, Clock::default())?;
         let mut wakers = Vec::new();
+        let from;
         let mut line = self.lock();
         {
             let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
             // First the gate, then the state: who is refused by the retired state finds the gate changed, and waits for the lock.
             self.gate.fetch_or(CHANGED, Ordering::Release);
             let (old, tat) = changed.as_ref().unwrap_or(&self.first);
+            from = old.quota();
             let tat = engine.adopt(old, tat.retire());
             *changed = Some((engine, tat));
         }
         self.with_cells(|cells| line.reckon(cells, &mut wakers));
         drop(line);
         wakers.into_iter().for_each(Waker::wake);
+        let name = self.name.as_ref();
+        emit(PolicyKind::RateLimit, name, &Event::QuotaChanged { from, to: quota });
+        warn_if_too_fine(quota, self.queue, name);
         Ok(())
     }
 }
@@ -311,6 +326,7 @@ impl<S: Deref<Target = Shared>> Desk for S {
         if matches!(joined, Ok(Joined::Waits(..))) {
             self.gate.fetch_or(WAITING, Ordering::Release);
         }
+        drop(line);
         joined.map_err(|refusal| self.refuse(refusal))
     }
 
@@ -340,5 +356,9 @@ impl<S: Deref<Target = Shared>> Desk for S {
 
     fn reject(&self, reason: Reason) -> Rejection {
         self.refuse(Refusal { reason, retry_after: None })
+    }
+
+    fn waited(&self, wait: Duration) {
+        emit(PolicyKind::RateLimit, self.name.as_ref(), &Event::Waited(wait));
     }
 }

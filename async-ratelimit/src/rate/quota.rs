@@ -21,7 +21,8 @@ pub const LONGEST_BURST: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// # Waiting and small bursts
 ///
 /// Timers tick once per millisecond. A limiter that sleeps finds at each tick at most `burst` cells, so at a burst below
-/// `rate * 1 ms` it cannot reach its rate: [`waiting_rate`](Self::waiting_rate) says what it can.
+/// `rate * 1 ms` it cannot reach its rate: [`waiting_rate`](Self::waiting_rate) says what it can. A limit
+/// with such a quota and a queue warns when it is built (feature `tracing`).
 ///
 /// ```
 /// use async_ratelimit::Quota;
@@ -32,9 +33,12 @@ pub const LONGEST_BURST: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a quota does nothing by itself"]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Quota {
     cells: u32,
+    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     period: Duration,
+    #[cfg_attr(feature = "serde", serde(default))]
     burst: Option<u32>,
 }
 
@@ -97,11 +101,21 @@ impl Quota {
         u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
     }
 
+    /// The rate in cells per second: one per [`interval`](Self::interval).
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        1e9 / self.interval().as_nanos() as f64
+    }
+
     /// The rate in cells per second that callers who wait can get out of it, given timers that tick once per millisecond.
     #[must_use]
     pub fn waiting_rate(&self) -> f64 {
-        let rate = 1e9 / self.interval().as_nanos() as f64;
-        rate.min(f64::from(self.burst()) * 1e9 / TICK.as_nanos() as f64)
+        self.rate().min(f64::from(self.burst()) * 1e9 / TICK.as_nanos() as f64)
+    }
+
+    /// Whether the burst is too small for callers who wait to reach the rate.
+    pub(crate) fn is_too_fine(&self) -> bool {
+        self.interval().saturating_mul(self.burst()) < TICK
     }
 
     pub(crate) fn check(&self) -> Result<governor::Quota, ConfigError> {

@@ -22,6 +22,8 @@ pub(crate) trait Desk {
     /// Gives up the place.
     fn leave(&self, key: Key);
     fn reject(&self, reason: Reason) -> Rejection;
+    /// Somebody got cells after a wait.
+    fn waited(&self, wait: Duration);
 }
 
 pin_project! {
@@ -42,12 +44,13 @@ pin_project! {
 struct Ticket<D: Desk> {
     desk: D,
     n: u32,
-    key: Option<Key>,
+    /// Its place, and since when.
+    place: Option<(Key, Instant)>,
 }
 
 impl<D: Desk> Wait<D> {
     pub(crate) const fn new(desk: D, n: u32) -> Self {
-        Self { ticket: Ticket { desk, n, key: None }, armed: None, timer: None }
+        Self { ticket: Ticket { desk, n, place: None }, armed: None, timer: None }
     }
 }
 
@@ -64,7 +67,7 @@ enum Step {
 
 impl<D: Desk> Ticket<D> {
     fn step(&mut self, cx: &mut Context<'_>) -> Step {
-        let Some(key) = self.key else {
+        let Some((key, since)) = self.place else {
             // A loop whose waits are never waits must still let others on its thread have their turn.
             match poll_proceed(cx) {
                 Poll::Ready(coop) => coop.made_progress(),
@@ -76,7 +79,7 @@ impl<D: Desk> Ticket<D> {
             return match self.desk.join(self.n, cx.waker().clone()) {
                 Ok(Joined::Taken) => Step::Done(Ok(())),
                 Ok(Joined::Waits(key, turn, wait)) => {
-                    self.key = Some(key);
+                    self.place = Some((key, Instant::now()));
                     Step::Sleep { turn, wait }
                 }
                 Err(rejection) => Step::Done(Err(rejection)),
@@ -86,6 +89,7 @@ impl<D: Desk> Ticket<D> {
         match turn {
             Turn::Taken(left) => {
                 self.left(left);
+                self.desk.waited(since.elapsed());
                 Step::Done(Ok(()))
             }
             Turn::TooMany(left) => {
@@ -99,7 +103,7 @@ impl<D: Desk> Ticket<D> {
     }
 
     fn left(&mut self, left: Left) {
-        self.key = None;
+        self.place = None;
         if let Some(next) = left.next {
             next.wake();
         }
@@ -108,7 +112,7 @@ impl<D: Desk> Ticket<D> {
 
 impl<D: Desk> Drop for Ticket<D> {
     fn drop(&mut self) {
-        if let Some(key) = self.key {
+        if let Some((key, _)) = self.place {
             self.desk.leave(key);
         }
     }

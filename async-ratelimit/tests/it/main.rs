@@ -1,10 +1,14 @@
 //! The public API under paused time.
 
 mod concurrency;
+#[cfg(feature = "serde")]
+mod config;
 #[cfg(feature = "http")]
 mod http;
 mod keyed;
 mod rate;
+#[cfg(feature = "tracing")]
+mod telemetry;
 #[cfg(feature = "tower")]
 mod tower;
 

@@ -1,0 +1,111 @@
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use async_ratelimit::{ConcurrencyLimit, Quota, RateLimit};
+
+use crate::{ms, settle};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn start(&self) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .without_time()
+            .with_writer(move || log.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+        String::from_utf8(bytes).unwrap().lines().map(|line| line.trim().to_owned()).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_waits_and_changes_are_told_and_the_healthy_path_is_silent() {
+    let log = Log::default();
+    let _guard = log.start();
+    let limit = ConcurrencyLimit::builder(1).with_name("db").with_queue(1, None).build().unwrap();
+    let held = limit.acquire().await.unwrap();
+    assert_eq!(log.lines(), [""; 0]);
+    limit.try_acquire().unwrap_err();
+    let (permit, ()) = tokio::join!(limit.acquire(), async {
+        tokio::time::sleep(ms(5)).await;
+        drop(held);
+    });
+    drop(permit);
+    limit.set_limit(2).unwrap();
+    assert_eq!(
+        log.lines(),
+        [
+            "DEBUG async_ratelimit::event: refused name=\"db\" rejection=concurrency limit `db` refused: limit reached",
+            "TRACE async_ratelimit::event: let in after a wait policy=concurrency limit name=\"db\" wait=5ms",
+            "INFO async_ratelimit::event: limit changed policy=concurrency limit name=\"db\" from=1 to=2",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_waiting_callers_cannot_reach_is_warned_of() {
+    let log = Log::default();
+    let _guard = log.start();
+    let fine = Quota::per_second(50_000).with_burst(1);
+    // Nobody waits without a queue.
+    RateLimit::builder(fine).build().unwrap();
+    RateLimit::builder(fine.with_burst(50)).with_queue(10, None).build().unwrap();
+    assert_eq!(log.lines(), [""; 0]);
+    let limit = RateLimit::builder(fine).with_queue(10, None).build().unwrap();
+    let [line] = log.lines().try_into().unwrap();
+    assert!(
+        line.starts_with("WARN async_ratelimit::event: callers who wait cannot reach the rate"),
+        "{line}"
+    );
+    assert!(line.ends_with("rate=50000.0 reached=1000.0"), "{line}");
+    limit.set_quota(fine.with_burst(50)).unwrap();
+    settle().await;
+    assert_eq!(log.lines().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_panics_costs_no_permit() {
+    struct Boom;
+    impl Write for Boom {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            assert!(!String::from_utf8_lossy(bytes).contains("let in"), "boom");
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let limit = ConcurrencyLimit::builder(1).with_queue(1, None).build().unwrap();
+    let held = limit.try_acquire_owned(1).unwrap();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(|| Boom).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let waiter = tokio::spawn({
+        let limit = limit.clone();
+        async move { limit.acquire_owned(1).await.map(drop) }
+    });
+    settle().await;
+    drop(held);
+    assert!(waiter.await.unwrap_err().is_panic());
+    assert_eq!(limit.in_flight(), 0);
+}
