@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod batcher;
 mod detail;
 mod engine;
 mod error;
@@ -17,6 +18,7 @@ mod state;
 mod wake;
 mod work;
 
+pub use batcher::{Batcher, BatcherBuilder, LoadError, Loaded, WhenFull};
 pub use detail::{Detail, Detailed, Plain};
 pub use error::{ItemError, Panicked};
 pub use gather::{Gather, PolicyGather};

@@ -1,5 +1,6 @@
 //! The public API under paused time.
 
+mod batcher;
 mod gather;
 mod modes;
 mod plan;

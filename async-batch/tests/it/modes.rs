@@ -76,26 +76,25 @@ async fn fail_fast_waits_until_spawned_items_have_stopped() {
 #[tokio::test]
 async fn fail_fast_waits_for_blocking_items_that_run_and_starts_no_other() {
     let (ended, started) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = std::sync::Mutex::new(Some(held));
+    let progress = Progress::new();
     let outcomes = Gather::up_to::<2>()
         .fail_fast()
+        .with_progress(&progress)
         .spawn_blocking(0..10, {
-            let (ended, started) = (Arc::clone(&ended), Arc::clone(&started));
-            let release = std::sync::Mutex::new(Some(release));
+            let (ended, started, progress) = (Arc::clone(&ended), Arc::clone(&started), progress.clone());
             let both = std::sync::Barrier::new(2);
             move |n| {
                 started.fetch_add(1, SeqCst);
                 both.wait();
-                if n == 0 {
-                    // Ends only once the other one has failed, and a little later.
-                    let held = held.lock().unwrap().take().unwrap();
-                    let _ = held.recv();
-                    ended.fetch_add(1, SeqCst);
-                    return Ok(n);
+                if n == 1 {
+                    return Err("second");
                 }
-                drop(release.lock().unwrap().take());
-                Err("second")
+                // Ends only once the gather has seen the other one fail.
+                while progress.snapshot().failed == 0 {
+                    std::thread::yield_now();
+                }
+                ended.fetch_add(1, SeqCst);
+                Ok(n)
             }
         })
         .await;
@@ -231,9 +230,11 @@ async fn an_item_time_out_fires_over_an_item_that_is_always_busy() {
     let outcomes = Gather::up_to::<2>()
         .with_item_timeout(ms(5))
         .run(0..2, async |n| {
-            while n == 0 {
-                tokio::time::advance(Duration::from_micros(10)).await;
-                tokio::task::consume_budget().await;
+            if n == 0 {
+                loop {
+                    tokio::time::advance(Duration::from_micros(10)).await;
+                    tokio::task::consume_budget().await;
+                }
             }
             Ok::<_, ()>(n)
         })

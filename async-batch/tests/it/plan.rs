@@ -111,7 +111,12 @@ async fn refusals_and_time_outs_stay_flat() {
     assert_eq!(outcomes.failures()[0].1.rejection().unwrap().policy(), PolicyKind::CircuitBreaker);
     assert_eq!(outcomes.iter().next().unwrap().2.attempts, 0);
     let slow = Gather::up_to::<1>().with_policy(Timeout::from_millis(5));
-    let outcomes = slow.run([10, 1], async |n| Ok::<_, ()>(sleep(ms(n)).await)).await;
+    let outcomes = slow
+        .run([10, 1], async |n| {
+            sleep(ms(n)).await;
+            Ok::<_, ()>(n)
+        })
+        .await;
     assert!(outcomes.failures()[0].1.timed_out().is_some());
     assert_eq!(outcomes.values().len(), 1);
 }
@@ -285,7 +290,10 @@ async fn a_permit_is_given_back_by_a_panic_a_time_out_and_a_stop() {
     let outcomes = gather
         .run(0..10, async |id| match id {
             0 => panic!("boom"),
-            1 => Ok(sleep(ms(1000)).await),
+            1 => {
+                sleep(ms(1000)).await;
+                Ok(())
+            }
             _ => Err("no"),
         })
         .await;

@@ -46,9 +46,9 @@ async fn a_slow_head_does_not_hold_up_the_rest_beyond_what_may_be_ahead() {
     let item = async |n: u64| {
         started.set(started.get() + 1);
         if n == 0 {
-            sleep(ms(1000)).await
+            sleep(ms(1000)).await;
         } else {
-            sleep(ms(1)).await
+            sleep(ms(1)).await;
         }
         Ok::<_, ()>(n)
     };

@@ -1,0 +1,423 @@
+mod batch;
+mod collect;
+mod error;
+
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_policy::{Deadline, PolicyKind, Reason, Rejection, Timeout};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use batch::{Batch, Ticket};
+use collect::{Bounds, Collect, Joined};
+pub use error::{LoadError, Loaded};
+
+/// Makes one bulk call of many callers' single calls.
+///
+/// Callers [`load`](Self::load) one key each. The first one opens a batch; it closes when it has
+/// [`max_items`](BatcherBuilder::max_items) keys, or as much as [`max_weight`](BatcherBuilder::max_weight) allows, or when
+/// [`max_delay`](BatcherBuilder::max_delay) has passed **since the first one came**, and is handed to the loader. Callers of
+/// one key share its place as long as the batch has not been handed over. Each caller gets its own value or its own error.
+///
+/// The loader runs in a task of its own, so that a caller who goes away harms no other; a key that nobody waits for any
+/// more when its batch closes is left out. Clones share the batches.
+///
+/// # Ordering and fairness
+///
+/// The keys of a batch are handed over in order of arrival. Callers who wait for room get it in order of arrival;
+/// the one who wants a key that is already there does not need any.
+///
+/// # Examples
+///
+/// ```
+/// use async_batch::Batcher;
+/// use std::time::Duration;
+///
+/// # async fn select(ids: Vec<u32>) -> Vec<Result<String, String>> {
+/// #     ids.iter().map(|id| if *id == 404 { Err("no such user".into()) } else { Ok(format!("user {id}")) }).collect()
+/// # }
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let users = Batcher::builder().max_delay(Duration::from_millis(5)).build(|ids: Vec<u32>| select(ids));
+/// let (a, b, none) = tokio::join!(users.load(7), users.load(8), users.load(404)); // one select
+/// assert_eq!((a.unwrap().as_str(), b.unwrap().as_str()), ("user 7", "user 8"));
+/// assert_eq!(none.unwrap_err().to_string(), "no such user");
+/// users.shutdown().await;
+/// # }
+/// ```
+pub struct Batcher<K, V, E> {
+    shared: Arc<Shared<K, V, E>>,
+}
+
+type Weigh<K> = Box<dyn Fn(&K) -> usize + Send + Sync>;
+type Loader<K, V, E> =
+    dyn Fn(Vec<K>) -> Pin<Box<dyn Future<Output = Result<Vec<Result<V, E>>, E>> + Send>> + Send + Sync;
+
+struct Shared<K, V, E> {
+    plan: Plan,
+    weigh: Option<Weigh<K>>,
+    loader: Box<Loader<K, V, E>>,
+    /// One permit for each key that has a place, from its arrival until its batch has ended.
+    room: Arc<Semaphore>,
+    /// One permit for each bulk call under way.
+    calls: Semaphore,
+    state: Mutex<State<K, V, E>>,
+    /// Told when the last batch has ended.
+    idle: Notify,
+}
+
+#[derive(Clone, Debug)]
+struct Plan {
+    bounds: Bounds,
+    max_delay: Duration,
+    in_flight: NonZeroUsize,
+    when_full: WhenFull,
+    load_timeout: Option<Timeout>,
+}
+
+struct State<K, V, E> {
+    open: Option<Open<K, V, E>>,
+    /// Batches that have not ended.
+    batches: usize,
+    closed: bool,
+}
+
+/// A batch that still takes keys, or waits to be handed over.
+struct Open<K, V, E> {
+    batch: Arc<Batch<K, V, E>>,
+    keys: Collect<K>,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+/// What a caller meets when every bulk call is under way and the next batch is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It waits for room, in order of arrival.
+    #[default]
+    Wait,
+    /// It is refused at once: [`Reason::QueueFull`].
+    Refuse,
+}
+
+/// Builds a [`Batcher`].
+///
+/// # Default
+///
+/// | setting | default |
+/// |---|---|
+/// | [`max_items`](Self::max_items) | 100 |
+/// | [`max_weight`](Self::max_weight) | none |
+/// | [`max_delay`](Self::max_delay) | 1 ms |
+/// | [`in_flight`](Self::in_flight) | 1 bulk call |
+/// | [`when_full`](Self::when_full) | [`WhenFull::Wait`] |
+/// | [`load_timeout`](Self::load_timeout) | none |
+#[must_use = "a builder does nothing until it is built"]
+pub struct BatcherBuilder<K> {
+    plan: Plan,
+    weigh: Option<Weigh<K>>,
+}
+
+impl<K> BatcherBuilder<K> {
+    /// A batch closes when it has so many different keys.
+    pub const fn max_items(mut self, items: NonZeroUsize) -> Self {
+        self.plan.bounds.items = items;
+        self
+    }
+
+    /// A batch closes before its keys weigh more than `limit`, as `weigh` has it: bytes, or any other unit. A key that
+    /// weighs more by itself is refused with [`Reason::ExceedsCapacity`].
+    pub fn max_weight(
+        mut self,
+        limit: NonZeroUsize,
+        weigh: impl Fn(&K) -> usize + Send + Sync + 'static,
+    ) -> Self {
+        self.plan.bounds.weight = limit.get();
+        self.weigh = Some(Box::new(weigh));
+        self
+    }
+
+    /// A batch closes so long after its first key came. Zero: as soon as the runtime turns to it.
+    pub const fn max_delay(mut self, delay: Duration) -> Self {
+        self.plan.max_delay = delay;
+        self
+    }
+
+    /// At most so many bulk calls are under way at once. A batch that is due while they are goes on taking keys until
+    /// it is full; at most as many keys as one batch takes wait beside those under way.
+    pub const fn in_flight(mut self, calls: NonZeroUsize) -> Self {
+        self.plan.in_flight = calls;
+        self
+    }
+
+    /// What a caller meets when there is no room.
+    pub const fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.plan.when_full = when_full;
+        self
+    }
+
+    /// Gives each bulk call at most `limit`; then it is dropped, and its callers' error is
+    /// [`LoadError::TimedOut`].
+    pub fn load_timeout(mut self, limit: Duration) -> Self {
+        self.plan.load_timeout = Some(Timeout::new(limit));
+        self
+    }
+
+    /// A batcher that has `loader` load a batch of keys: it returns `Vec<Result<V, E>>`, one for each key in the keys'
+    /// order, or `Result<Vec<V>, E>`, whose error is everybody's.
+    pub fn build<L, Fut, V, E>(self, loader: L) -> Batcher<K, V, E>
+    where
+        L: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: Loaded<Value = V, Error = E>> + Send + 'static,
+    {
+        let Self { plan, weigh } = self;
+        let places = plan.bounds.items.get().saturating_mul(plan.in_flight.get().saturating_add(1));
+        let loader = move |keys| {
+            let loading = loader(keys);
+            let each: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async { loading.await.each() });
+            each
+        };
+        let calls = plan.in_flight.get();
+        Batcher {
+            shared: Arc::new(Shared {
+                plan,
+                weigh,
+                loader: Box::new(loader),
+                room: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+                calls: Semaphore::new(calls.min(Semaphore::MAX_PERMITS)),
+                state: Mutex::new(State { open: None, batches: 0, closed: false }),
+                idle: Notify::new(),
+            }),
+        }
+    }
+}
+
+impl Batcher<(), (), ()> {
+    /// Begins a batcher.
+    pub fn builder<K>() -> BatcherBuilder<K> {
+        let items = NonZeroUsize::new(100).unwrap_or(NonZeroUsize::MIN);
+        let plan = Plan {
+            bounds: Bounds { items, weight: usize::MAX },
+            max_delay: Duration::from_millis(1),
+            in_flight: NonZeroUsize::MIN,
+            when_full: WhenFull::Wait,
+            load_timeout: None,
+        };
+        BatcherBuilder { plan, weigh: None }
+    }
+}
+
+impl<K, V, E> Batcher<K, V, E>
+where
+    K: Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Clone + Send + Sync + 'static,
+{
+    /// Loads one key, together with others.
+    ///
+    /// # Errors
+    ///
+    /// - [`LoadError::Operation`]: the loader's error for this key, or for its batch.
+    /// - [`LoadError::Rejected`]: not loaded. No room ([`Reason::QueueFull`]), shut down ([`Reason::ShutDown`]), too heavy
+    ///   by itself ([`Reason::ExceedsCapacity`]), or the deadline in force has passed ([`Reason::DeadlineTooClose`]).
+    /// - [`LoadError::TimedOut`], [`LoadError::Panicked`], [`LoadError::WrongCount`], [`LoadError::Aborted`]: what became of
+    ///   the bulk call; each of its callers gets it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the call gives up the wait for room, or the wait for the result. The batch goes on for the others. If its
+    /// key has not been handed over and no one else waits for it, it is left out.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub async fn load(&self, key: K) -> Result<V, LoadError<E>> {
+        if !Deadline::fits(Duration::ZERO) {
+            return Err(refused(Reason::DeadlineTooClose));
+        }
+        let weight = self.shared.weigh.as_ref().map_or(0, |weigh| weigh(&key));
+        if weight > self.shared.plan.bounds.weight {
+            return Err(refused(Reason::ExceedsCapacity));
+        }
+        self.join(key, weight).await?.result().await
+    }
+
+    /// Takes a place, a new one or that of the same key.
+    async fn join(&self, key: K, weight: usize) -> Result<Ticket<'_, K, V, E>, LoadError<E>> {
+        let shared = &self.shared;
+        let mut room = Arc::clone(&shared.room).try_acquire_owned().ok();
+        let mut key = key;
+        loop {
+            let Some(permit) = room else {
+                // Full, or shut down: only the same key can be joined.
+                match shared.join_same(key) {
+                    Ok(joined) => return Ok(joined),
+                    Err(Refused::NoRoom(unplaced)) => key = unplaced,
+                    Err(Refused::Closed) => return Err(refused(Reason::ShutDown)),
+                }
+                if shared.plan.when_full == WhenFull::Refuse {
+                    return Err(refused(Reason::QueueFull));
+                }
+                let waited = Arc::clone(&shared.room).acquire_owned().await;
+                room = Some(waited.map_err(|_| refused(Reason::ShutDown))?);
+                continue;
+            };
+            return shared.join(key, weight, permit).ok_or_else(|| refused(Reason::ShutDown));
+        }
+    }
+
+    /// Takes no more keys, hands over what there is at once, and returns when every batch has ended. Callers who wait for
+    /// room are refused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it, the batcher stays shut down and goes on to drain; another call waits for it.
+    pub async fn shutdown(&self) {
+        self.shared.room.close();
+        let open = {
+            let mut state = self.shared.lock();
+            state.closed = true;
+            state.open.as_ref().map(|open| Arc::clone(&open.batch))
+        };
+        if let Some(batch) = open {
+            batch.close();
+        }
+        loop {
+            let idle = self.shared.idle.notified();
+            if self.shared.lock().batches == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+/// Why a key got no place.
+enum Refused<K> {
+    NoRoom(K),
+    Closed,
+}
+
+impl<K, V, E> Shared<K, V, E> {
+    fn lock(&self) -> MutexGuard<'_, State<K, V, E>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K, V, E> Shared<K, V, E>
+where
+    K: Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Clone + Send + Sync + 'static,
+{
+    fn join_same(self: &Arc<Self>, key: K) -> Result<Ticket<'_, K, V, E>, Refused<K>> {
+        let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            return Err(Refused::Closed);
+        }
+        let Some(open) = &mut state.open else {
+            drop(state);
+            return Err(Refused::NoRoom(key));
+        };
+        match open.keys.join_same(key) {
+            Joined::Same(place, duplicate) => {
+                let batch = Arc::clone(&open.batch);
+                drop(state);
+                drop(duplicate);
+                Ok(Ticket::new(self, batch, place))
+            }
+            Joined::NoRoom(key) => {
+                drop(state);
+                Err(Refused::NoRoom(key))
+            }
+            Joined::New(_) => unreachable!("not asked for"),
+        }
+    }
+
+    /// Gives the key a place in the open batch, or opens one. `None` if the batcher has been shut down.
+    fn join(
+        self: &Arc<Self>,
+        key: K,
+        weight: usize,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<Ticket<'_, K, V, E>> {
+        let runtime = Handle::current();
+        let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            return None;
+        }
+        let mut full = Vec::new();
+        let mut left = None;
+        let mut key = Some(key);
+        let mut opened = None;
+        let (place, batch) = loop {
+            let open = state.open.get_or_insert_with(|| {
+                let batch = Arc::new(Batch::new(Instant::now()));
+                opened = Some(Arc::clone(&batch));
+                Open { batch, keys: Collect::new(self.plan.bounds), room: None }
+            });
+            let Some(wanted) = key.take() else { unreachable!("put back where it did not fit") };
+            match open.keys.join(wanted, weight) {
+                Joined::New(place) => {
+                    match &mut open.room {
+                        Some(room) => room.merge(permit),
+                        None => open.room = Some(permit),
+                    }
+                    break (place, Arc::clone(&open.batch));
+                }
+                Joined::Same(place, duplicate) => {
+                    left = Some((duplicate, permit));
+                    break (place, Arc::clone(&open.batch));
+                }
+                Joined::NoRoom(unplaced) => {
+                    key = Some(unplaced);
+                    full.extend(state.open.take().map(Batch::seal));
+                }
+            }
+        };
+        if state.open.as_ref().is_some_and(|open| open.keys.is_full()) {
+            full.extend(state.open.take().map(Batch::seal));
+        }
+        if opened.is_some() {
+            state.batches += 1;
+        }
+        drop(state);
+        drop(left);
+        if let Some(batch) = opened {
+            runtime.spawn(batch::run(Arc::clone(self), batch));
+        }
+        for batch in full {
+            batch.close();
+        }
+        Some(Ticket::new(self, batch, place))
+    }
+}
+
+fn refused<E>(reason: Reason) -> LoadError<E> {
+    LoadError::Rejected(Rejection::new(PolicyKind::Batch, reason))
+}
+
+impl<K, V, E> Clone for Batcher<K, V, E> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<K, V, E> fmt::Debug for Batcher<K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batcher").field("plan", &self.shared.plan).finish_non_exhaustive()
+    }
+}
+
+impl<K> fmt::Debug for BatcherBuilder<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatcherBuilder").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
