@@ -207,7 +207,14 @@ impl Backoff {
         I: IntoIterator<Item = Duration> + Clone + Send + Sync + 'static,
         I::IntoIter: Send + 'static,
     {
-        Self::custom(Custom::Sequence(Box::new(move || Box::new(delays.clone().into_iter()))))
+        Self::from_starts(move || delays.clone().into_iter())
+    }
+
+    pub(crate) fn from_starts<I>(start: impl Fn() -> I + Send + Sync + 'static) -> Self
+    where
+        I: Iterator<Item = Duration> + Send + 'static,
+    {
+        Self::custom(Custom::Sequence(Box::new(move || Box::new(start()))))
     }
 
     fn custom(custom: Custom) -> Self {
@@ -249,7 +256,6 @@ impl Backoff {
 
     /// The delays of one call, drawn from a seed: for tests, plots and simulations. Where the configuration makes no sense
     /// ([`Retry::new`](crate::Retry::new) would refuse it) the delays make none either, but stay within the cap.
-    #[must_use]
     pub fn delays(&self, seed: u64) -> Delays<'_> {
         Delays { backoff: self, cursor: Cursor::default(), random: Random::seeded(seed), failed: 0 }
     }

@@ -155,11 +155,15 @@ impl Watch {
             Event::GaveUp { attempts, reason } => {
                 tracing::warn!(name, attempts, reason = reason.as_str(), "gave up");
             }
-            Event::Hedged { attempt } => tracing::debug!(name, attempt, "hedging"),
-            Event::HedgeWithheld { attempt } => {
-                tracing::debug!(name, attempt, "hedge withheld: budget spent")
+            Event::Hedged { attempt } => {
+                tracing::debug!(name, attempt, "hedging");
             }
-            Event::Aborted { attempt } => tracing::trace!(name, attempt, "attempt aborted"),
+            Event::HedgeWithheld { attempt } => {
+                tracing::debug!(name, attempt, "hedge withheld: budget spent");
+            }
+            Event::Aborted { attempt } => {
+                tracing::trace!(name, attempt, "attempt aborted");
+            }
         }
     }
 

@@ -3,11 +3,19 @@
 mod backoff;
 mod budget;
 mod call;
+#[cfg(feature = "backoff")]
+pub mod compat;
 mod event;
+mod hedge;
+#[cfg(feature = "http")]
+pub mod http;
+mod latency;
 mod policy;
 mod random;
 mod report;
 mod retry;
+#[cfg(feature = "serde")]
+mod serde;
 mod state;
 #[cfg(feature = "tower")]
 mod tower;
@@ -16,8 +24,9 @@ pub use async_policy::{ConfigError, Failure, Operation, Policy, PolicyError, Rej
 pub use backoff::{Backoff, DEFAULT_BASE, DEFAULT_CAP, DEFAULT_FACTOR, Delays, Jitter, MAX_CAP};
 pub use budget::{AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST, After, Budget, BudgetCall, BudgetToken};
 pub use event::{AttemptOutcome, Event};
+pub use hedge::{DEFAULT_MAX_EXTRA, Hedge};
 pub use policy::RetryExt;
-pub use report::{AttemptReport, Report};
+pub use report::{AttemptReport, Report, Reported};
 pub use retry::{DEFAULT_MAX_ATTEMPTS, Retry};
 pub use state::StopReason;
 #[cfg(feature = "tower")]

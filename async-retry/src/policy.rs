@@ -9,7 +9,7 @@ use crate::call::{Attempts, Call, Resumed, Timed};
 use crate::report::{Best, Record, Reporter};
 use crate::retry::{Began, Past, Pause};
 use crate::state::Progress;
-use crate::{AttemptOutcome, Report, Retry};
+use crate::{AttemptOutcome, Reported, Retry};
 
 /// The attempts of an operation.
 struct Starts<Op>(Op);
@@ -144,8 +144,7 @@ impl Retry {
     pub fn call_with_report<Op: Operation>(
         &self,
         op: Op,
-    ) -> impl Future<Output = (Result<Op::Value, Failure<Op::Error>>, Report<Op::Value, Failure<Op::Error>>)> + Send
-    {
+    ) -> impl Future<Output = Reported<Op::Value, Failure<Op::Error>>> + Send {
         self.execute_with_report(Lift(op))
     }
 
@@ -161,7 +160,7 @@ impl Retry {
     pub fn execute_with_report<Op>(
         &self,
         op: Op,
-    ) -> impl Future<Output = (Result<Op::Value, Op::Error>, Report<Op::Value, Op::Error>)> + Send
+    ) -> impl Future<Output = Reported<Op::Value, Op::Error>> + Send
     where
         Op: Operation,
         Op::Error: PolicyError,

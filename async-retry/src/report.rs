@@ -41,6 +41,13 @@ impl<T, E> Default for Best<T, E> {
     }
 }
 
+impl<T, E> Best<T, E> {
+    /// What was kept.
+    pub(crate) fn take(&mut self) -> Option<Result<T, E>> {
+        self.0.take().map(|(result, _)| result)
+    }
+}
+
 impl<T, E> Record<T, E> for Best<T, E> {
     const ALL: bool = false;
     type Output = Result<T, E>;
@@ -77,26 +84,31 @@ pub struct AttemptReport<T, E> {
 
 impl<T, E> AttemptReport<T, E> {
     /// When it was started, counted from the start of the call.
+    #[must_use]
     pub const fn started(&self) -> Duration {
         self.started
     }
 
     /// How long it took.
+    #[must_use]
     pub const fn took(&self) -> Duration {
         self.took
     }
 
     /// How it ended.
+    #[must_use]
     pub const fn outcome(&self) -> AttemptOutcome {
         self.outcome
     }
 
     /// The delay that was slept after it; `None` where no attempt followed.
+    #[must_use]
     pub const fn delay(&self) -> Option<Duration> {
         self.delay
     }
 
     /// What it yielded; `None` for the one whose result the call ended with.
+    #[must_use]
     pub const fn result(&self) -> Option<&Result<T, E>> {
         self.result.as_ref()
     }
@@ -111,25 +123,32 @@ pub struct Report<T, E> {
 
 impl<T, E> Report<T, E> {
     /// The attempts, in order.
+    #[must_use]
     pub fn attempts(&self) -> &[AttemptReport<T, E>] {
         &self.attempts
     }
 
     /// The attempts, by value: with every result but the one the call ended with.
+    #[must_use]
     pub fn into_attempts(self) -> Vec<AttemptReport<T, E>> {
         self.attempts
     }
 
     /// Why there was no further attempt; `None` after a success.
+    #[must_use]
     pub const fn stopped(&self) -> Option<StopReason> {
         self.stopped
     }
 
     /// From the start of the call to the end of its last attempt.
+    #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.attempts.last().map_or(Duration::ZERO, |last| last.started + last.took)
     }
 }
+
+/// What a call ended with, and what happened in it.
+pub type Reported<T, E> = (Result<T, E>, Report<T, E>);
 
 /// Keeps everything.
 pub(crate) struct Reporter<T, E> {
@@ -147,7 +166,7 @@ impl<T, E> Default for Reporter<T, E> {
 
 impl<T, E> Record<T, E> for Reporter<T, E> {
     const ALL: bool = true;
-    type Output = (Result<T, E>, Report<T, E>);
+    type Output = Reported<T, E>;
 
     fn finish(record: Option<Self>, result: Result<T, E>) -> Self::Output {
         (result, record.unwrap_or_default().report)

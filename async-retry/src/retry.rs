@@ -96,6 +96,16 @@ impl Retry {
         self.extras.as_ref()?.attempt_timeout
     }
 
+    #[cfg(feature = "serde")]
+    pub(crate) fn more(&self) -> &More {
+        self.extras.as_deref().map_or(More::NONE, |extras| &extras.more)
+    }
+
+    #[cfg(feature = "serde")]
+    pub(crate) fn name(&self) -> Option<&Name> {
+        self.extras.as_ref()?.watch.name.as_ref()
+    }
+
     /// How often the operation is started at most, the first time included.
     #[must_use]
     pub fn with_max_attempts(self, attempts: NonZeroU32) -> Self {

@@ -86,6 +86,8 @@ pub enum StopReason {
     Backoff,
     /// The request cannot be repeated.
     NotRepeatable,
+    /// The backend asked for less, and a hedge does not wait.
+    Throttled,
 }
 
 impl StopReason {
@@ -102,6 +104,7 @@ impl StopReason {
             Self::Refused => "refused",
             Self::Backoff => "backoff",
             Self::NotRepeatable => "not_repeatable",
+            Self::Throttled => "throttled",
         }
     }
 }

@@ -75,3 +75,75 @@ async fn dropped_at_every_await_the_inner_permits_come_back() {
     .await;
     assert_eq!(points, 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_not_clone_is_repeated_while_it_can_be() {
+    // The body can be taken twice.
+    struct Request(u32);
+    let seen = AtomicU32::new(0);
+    let reasons = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = Arc::clone(&reasons);
+    let retry = retry().with_max_attempts(NonZeroU32::new(9).unwrap()).with_listener(move |event| {
+        if let async_retry::Event::GaveUp { reason, .. } = event {
+            sink.lock().unwrap().push(*reason);
+        }
+    });
+    let layer =
+        RetryLayer::new(retry).with_try_clone(|request: &Request| Some(Request(request.0.checked_sub(1)?)));
+    let service = tower::Layer::layer(
+        &layer,
+        service_fn(|_: Request| {
+            let n = seen.fetch_add(1, Relaxed);
+            async move { Err::<(), _>(Failure::Operation(n)) }
+        }),
+    );
+    assert_eq!(service.oneshot(Request(2)).await, Err(Failure::Operation(2)));
+    assert_eq!(*reasons.lock().unwrap(), [async_retry::StopReason::NotRepeatable]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_has_its_time_out_and_the_deadline_reaches_the_service() {
+    let retry = retry().with_attempt_timeout(Duration::from_millis(50)).with_name("quotes");
+    let service = ServiceBuilder::new().layer(RetryLayer::new(retry)).service(service_fn(async |()| {
+        let deadline = async_policy::Deadline::current().unwrap();
+        assert_eq!(deadline.remaining(), Duration::from_millis(50));
+        std::future::pending::<Result<(), Failure<()>>>().await
+    }));
+    let started = tokio::time::Instant::now();
+    let Err(Failure::TimedOut(timed_out)) = service.oneshot(()).await else { panic!("it timed out") };
+    assert_eq!((timed_out.name(), started.elapsed().as_millis()), (Some("quotes"), 350));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_readiness_ends_the_call() {
+    #[derive(Clone)]
+    struct Broken(u32);
+    impl Service<()> for Broken {
+        type Response = ();
+        type Error = Failure<&'static str>;
+        type Future = std::future::Ready<Result<(), Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+            self.0 += 1;
+            if self.0 > 1 { Err(Failure::Operation("gone")).into() } else { Ok(()).into() }
+        }
+
+        fn call(&mut self, (): ()) -> Self::Future {
+            std::future::ready(Err(Failure::Operation("down")))
+        }
+    }
+    let service = ServiceBuilder::new().layer(RetryLayer::new(retry())).service(Broken(0));
+    assert_eq!(service.oneshot(()).await, Err(Failure::Operation("gone")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_is_given_back_wherever_it_is_dropped() {
+    let budget = async_retry::Budget::in_flight(0.2, 1).unwrap();
+    let service = ServiceBuilder::new().layer(RetryLayer::new(retry().with_budget(budget.clone()))).service(
+        service_fn(async |()| {
+            tokio::task::yield_now().await;
+            Err::<(), Failure<()>>(Failure::Operation(()))
+        }),
+    );
+    drop_at_every_await(|| service.clone().oneshot(()), async |_| assert_eq!(budget.available(), 1.0)).await;
+}

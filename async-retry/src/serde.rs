@@ -1,0 +1,400 @@
+//! Policies as configuration. What is written comes in as plain text first, so that every error names the field and the value.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ::serde::de::{Error as _, Visitor};
+use ::serde::ser::Error as _;
+use ::serde::{Deserialize, Deserializer, Serialize, Serializer};
+use async_policy::ConfigError;
+use humantime_serde::re::humantime::{format_duration, parse_duration};
+
+use crate::backoff::{Curve, DEFAULT_BASE};
+use crate::budget::Kind;
+use crate::{AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST, Backoff, Budget, Jitter, Retry};
+
+/// A number, a truth value or a text.
+#[derive(Clone)]
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl Visitor<'_> for Any {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, a truth value or a text")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.to_owned()))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Text, E> {
+                Ok(Text(value.to_string()))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Text, E> {
+                Ok(Text(value.to_string()))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Text, E> {
+                Ok(Text(value.to_string()))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Text, E> {
+                Ok(Text(value.to_string()))
+            }
+        }
+
+        deserializer.deserialize_any(Any)
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let Ok(value) = self.0.parse::<u64>() {
+            serializer.serialize_u64(value)
+        } else if let Ok(value) = self.0.parse::<f64>() {
+            serializer.serialize_f64(value)
+        } else if let Ok(value) = self.0.parse::<bool>() {
+            serializer.serialize_bool(value)
+        } else {
+            serializer.serialize_str(&self.0)
+        }
+    }
+}
+
+type Field = Option<Text>;
+
+fn text(value: impl fmt::Display) -> Field {
+    Some(Text(value.to_string()))
+}
+
+fn duration_text(duration: Duration) -> Field {
+    text(format_duration(duration))
+}
+
+fn duration(field: &'static str, text: &Field) -> Result<Option<Duration>, ConfigError> {
+    let Some(Text(text)) = text else { return Ok(None) };
+    match parse_duration(text) {
+        Ok(duration) => Ok(Some(duration)),
+        Err(_) => Err(ConfigError::new(field, text, "a duration such as \"250ms\"")),
+    }
+}
+
+fn parsed<T: FromStr>(
+    field: &'static str,
+    text: &Field,
+    expected: &'static str,
+) -> Result<Option<T>, ConfigError> {
+    let Some(Text(text)) = text else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| ConfigError::new(field, text, expected))
+}
+
+fn required<T>(field: &'static str, value: Option<T>, expected: &'static str) -> Result<T, ConfigError> {
+    value.ok_or_else(|| ConfigError::new(field, "missing", expected))
+}
+
+/// A field that the chosen kind does not have.
+fn unused(field: &'static str, text: &Field, expected: &'static str) -> Result<(), ConfigError> {
+    text.as_ref().map_or(Ok(()), |Text(text)| Err(ConfigError::new(field, text, expected)))
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBackoff {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    factor: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cap: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jitter: Field,
+}
+
+const JITTERS: [(&str, Jitter); 4] = [
+    ("none", Jitter::None),
+    ("full", Jitter::Full),
+    ("equal", Jitter::Equal),
+    ("decorrelated", Jitter::Decorrelated),
+];
+
+impl RawBackoff {
+    fn build(&self) -> Result<Backoff, ConfigError> {
+        let kind = self.kind.as_ref().map_or("exponential", |Text(kind)| kind);
+        let base = duration("backoff.base", &self.base)?.unwrap_or(DEFAULT_BASE);
+        let step = duration("backoff.step", &self.step)?;
+        let factor = parsed("backoff.factor", &self.factor, "a finite number of at least 1")?;
+        if kind != "linear" {
+            unused("backoff.step", &self.step, "only with kind \"linear\"")?;
+        }
+        if kind != "exponential" {
+            unused("backoff.factor", &self.factor, "only with kind \"exponential\"")?;
+        }
+        let mut backoff = match kind {
+            "none" => {
+                unused("backoff.base", &self.base, "only with a delay")?;
+                Backoff::none()
+            }
+            "constant" => Backoff::constant(base),
+            "linear" => {
+                Backoff::linear(base, required("backoff.step", step, "a duration such as \"250ms\"")?)
+            }
+            "exponential" => match factor {
+                Some(factor) => Backoff::exponential(base).with_factor(factor),
+                None => Backoff::exponential(base),
+            },
+            "fibonacci" => Backoff::fibonacci(base),
+            "decorrelated" => Backoff::decorrelated(base),
+            _ => {
+                let expected = "none, constant, linear, exponential, fibonacci or decorrelated";
+                return Err(ConfigError::new("backoff.kind", kind, expected));
+            }
+        };
+        if let Some(cap) = duration("backoff.cap", &self.cap)? {
+            backoff = backoff.with_cap(cap);
+        }
+        if let Some(Text(name)) = &self.jitter {
+            let jitter = JITTERS.iter().find(|(known, _)| known == name);
+            let expected = "none, full, equal or decorrelated";
+            let (_, jitter) = jitter.ok_or_else(|| ConfigError::new("backoff.jitter", name, expected))?;
+            backoff = backoff.with_jitter(*jitter);
+        }
+        backoff.check()?;
+        Ok(backoff)
+    }
+
+    fn of(backoff: &Backoff) -> Result<Self, &'static str> {
+        let (kind, step, factor) = match &backoff.curve {
+            Curve::Constant => ("constant", None, None),
+            Curve::Linear { step } => ("linear", duration_text(step.get()), None),
+            Curve::Exponential { factor } => ("exponential", None, text(factor)),
+            Curve::Fibonacci => ("fibonacci", None, None),
+            Curve::Custom(_) => return Err("delays of your own cannot be written down"),
+        };
+        let jitter = JITTERS.iter().find(|(_, jitter)| *jitter == backoff.jitter);
+        Ok(Self {
+            kind: text(kind),
+            base: duration_text(backoff.base.get()),
+            step,
+            factor,
+            cap: duration_text(backoff.cap()),
+            jitter: jitter.and_then(|(name, _)| text(name)),
+        })
+    }
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawBudget {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capacity: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_cost: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_tokens: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ratio: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor: Field,
+}
+
+impl RawBudget {
+    fn build(&self) -> Result<Budget, ConfigError> {
+        let kind = self.kind.as_ref().map_or("token_bucket", |Text(kind)| kind);
+        let own: &[&str] = match kind {
+            "token_bucket" => &["budget.capacity", "budget.cost", "budget.timeout_cost"],
+            "grpc_throttle" => &["budget.max_tokens", "budget.token_ratio"],
+            "in_flight" => &["budget.ratio", "budget.floor"],
+            _ => {
+                let expected = "token_bucket, grpc_throttle or in_flight";
+                return Err(ConfigError::new("budget.kind", kind, expected));
+            }
+        };
+        for (field, text) in [
+            ("budget.capacity", &self.capacity),
+            ("budget.cost", &self.cost),
+            ("budget.timeout_cost", &self.timeout_cost),
+            ("budget.max_tokens", &self.max_tokens),
+            ("budget.token_ratio", &self.token_ratio),
+            ("budget.ratio", &self.ratio),
+            ("budget.floor", &self.floor),
+        ] {
+            if !own.contains(&field) {
+                unused(field, text, "only with another kind of budget")?;
+            }
+        }
+        const WHOLE: &str = "a whole number";
+        const POSITIVE: &str = "a whole number of at least 1";
+        match kind {
+            "token_bucket" => Ok(Budget::token_bucket(
+                parsed("budget.capacity", &self.capacity, WHOLE)?.unwrap_or(AWS_CAPACITY),
+                parsed("budget.cost", &self.cost, POSITIVE)?.unwrap_or(AWS_COST),
+                parsed("budget.timeout_cost", &self.timeout_cost, POSITIVE)?.unwrap_or(AWS_TIMEOUT_COST),
+            )),
+            "grpc_throttle" => {
+                let max_tokens = parsed("budget.max_tokens", &self.max_tokens, "1 to 1000")?;
+                let token_ratio = parsed("budget.token_ratio", &self.token_ratio, "a number")?;
+                Budget::grpc_throttle(
+                    required("budget.max_tokens", max_tokens, "1 to 1000")?,
+                    required("budget.token_ratio", token_ratio, "a number")?,
+                )
+            }
+            _ => {
+                let ratio = parsed("budget.ratio", &self.ratio, "0 to 1")?;
+                let floor = parsed("budget.floor", &self.floor, WHOLE)?;
+                Budget::in_flight(
+                    required("budget.ratio", ratio, "0 to 1")?,
+                    required("budget.floor", floor, WHOLE)?,
+                )
+            }
+        }
+    }
+
+    fn of(budget: &Budget) -> Self {
+        match budget.kind() {
+            Kind::TokenBucket { capacity, cost, timeout_cost } => Self {
+                kind: text("token_bucket"),
+                capacity: text(capacity),
+                cost: text(cost),
+                timeout_cost: text(timeout_cost),
+                ..Self::default()
+            },
+            Kind::Throttle { max, earn } => Self {
+                kind: text("grpc_throttle"),
+                max_tokens: text(max / 1000),
+                token_ratio: text(f64::from(earn) / 1000.0),
+                ..Self::default()
+            },
+            Kind::InFlight { ratio, floor } => {
+                Self { kind: text("in_flight"), ratio: text(ratio), floor: text(floor), ..Self::default() }
+            }
+        }
+    }
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRetry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_elapsed: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt_timeout: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait_for_refusals: Field,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backoff: Option<RawBackoff>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<RawBudget>,
+}
+
+impl RawRetry {
+    fn build(&self) -> Result<Retry, ConfigError> {
+        let backoff = self.backoff.as_ref().map_or_else(|| Ok(Backoff::default()), RawBackoff::build)?;
+        let mut retry = Retry::new(backoff)?;
+        if self.max_attempts.as_ref().is_some_and(|Text(text)| text == "unlimited") {
+            retry = retry.with_unlimited_attempts();
+        } else {
+            let expected = "a whole number of at least 1, or \"unlimited\"";
+            if let Some(max) = parsed::<NonZeroU32>("max_attempts", &self.max_attempts, expected)? {
+                retry = retry.with_max_attempts(max);
+            }
+        }
+        if let Some(limit) = duration("max_elapsed", &self.max_elapsed)? {
+            retry = retry.with_max_elapsed(limit);
+        }
+        if let Some(limit) = duration("attempt_timeout", &self.attempt_timeout)? {
+            retry = retry.with_attempt_timeout(limit);
+        }
+        if let Some(wait) = parsed("wait_for_refusals", &self.wait_for_refusals, "true or false")? {
+            retry = retry.with_wait_for_refusals(wait);
+        }
+        if let Some(budget) = &self.budget {
+            retry = retry.with_budget(budget.build()?);
+        }
+        if let Some(name) = &self.name {
+            retry = retry.with_name(&**name);
+        }
+        Ok(retry)
+    }
+
+    fn of(retry: &Retry) -> Result<Self, &'static str> {
+        Ok(Self {
+            name: retry.name().map(ToString::to_string),
+            max_attempts: match retry.limits.max_attempts {
+                Some(max) => text(max),
+                None => text("unlimited"),
+            },
+            max_elapsed: retry.more().max_elapsed.and_then(duration_text),
+            attempt_timeout: retry.attempt_timeout().and_then(duration_text),
+            wait_for_refusals: text(retry.limits.wait_for_refusals),
+            backoff: Some(RawBackoff::of(&retry.limits.backoff)?),
+            budget: retry.more().budget.as_ref().map(RawBudget::of),
+        })
+    }
+}
+
+/// `{"kind": "exponential", "base": "100ms", "factor": 2, "cap": "20s", "jitter": "full"}`; what is missing is the default. Kinds: none,
+/// constant, linear (with a `step`), exponential, fibonacci, decorrelated.
+impl<'de> Deserialize<'de> for Backoff {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        RawBackoff::deserialize(deserializer)?.build().map_err(D::Error::custom)
+    }
+}
+
+/// Fails for delays of your own.
+impl Serialize for Backoff {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawBackoff::of(self).map_err(S::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// `{"kind": "token_bucket", "capacity": 500, "cost": 5, "timeout_cost": 10}`, `{"kind": "grpc_throttle", "max_tokens": 10, "token_ratio":
+/// 0.1}` or `{"kind": "in_flight", "ratio": 0.2, "floor": 3}`. Each one that is read is a budget of its own: clone it to share it.
+impl<'de> Deserialize<'de> for Budget {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        RawBudget::deserialize(deserializer)?.build().map_err(D::Error::custom)
+    }
+}
+
+/// The configuration, not what is left.
+impl Serialize for Budget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawBudget::of(self).serialize(serializer)
+    }
+}
+
+/// `{"max_attempts": 5, "max_elapsed": "45s", "attempt_timeout": "2s", "backoff": {…}, "budget": {…}, "name": "quotes"}`; what is missing is
+/// the default. `"max_attempts": "unlimited"` is possible.
+impl<'de> Deserialize<'de> for Retry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        RawRetry::deserialize(deserializer)?.build().map_err(D::Error::custom)
+    }
+}
+
+/// Without listener and seed. Fails for delays of your own.
+impl Serialize for Retry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RawRetry::of(self).map_err(S::Error::custom)?.serialize(serializer)
+    }
+}

@@ -1,0 +1,130 @@
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_policy::testing::drop_at_every_await;
+use async_policy::{PolicyKind, Reason};
+use async_retry::{Backoff, Budget, Failure, Policy, Rejection, Retry};
+use tokio::time::sleep;
+
+use crate::attempts;
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn retry(budget: &Budget) -> Retry {
+    Retry::new(Backoff::constant(ms(100))).unwrap().with_budget(budget.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_bounds_the_retries_of_all_callers_together() {
+    let budget = Budget::token_bucket(50, attempts(5), attempts(10));
+    let retry = retry(&budget);
+    let count = AtomicU32::new(0);
+    let fail = async || {
+        count.fetch_add(1, Relaxed);
+        Err::<(), _>("down")
+    };
+    for _ in 0..1000 {
+        assert_eq!(retry.call(&fail).await, Err(Failure::Operation("down")));
+    }
+    assert_eq!(count.load(Relaxed), 1010, "ten retries, and then none");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_of_the_calls_failing_does_not_double_the_load() {
+    // tower-resilience's budget lets 1,000 requests, half of which fail, make 2,000 calls.
+    for budget in
+        [Budget::aws_standard(), Budget::grpc_throttle(10, 0.1).unwrap(), Budget::in_flight(0.2, 3).unwrap()]
+    {
+        let retry = retry(&budget).with_max_attempts(attempts(9));
+        let count = AtomicU32::new(0);
+        let calls: Vec<_> = (0..1000)
+            .map(|n| {
+                let (retry, count) = (&retry, &count);
+                retry.call(move || async move {
+                    count.fetch_add(1, Relaxed);
+                    sleep(ms(10)).await;
+                    if n % 2 == 0 { Ok(()) } else { Err(()) }
+                })
+            })
+            .collect();
+        let mut calls: Vec<_> = calls.into_iter().map(Box::pin).collect();
+        let mut open = calls.len();
+        std::future::poll_fn(|cx| {
+            calls.retain_mut(|call| call.as_mut().poll(cx).is_pending());
+            open = calls.len();
+            if open == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+        let load = count.load(Relaxed);
+        assert!((1000..=1500).contains(&load), "{budget:?}: {load}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_place_is_taken_before_the_backoff_and_given_back_after() {
+    let budget = Budget::in_flight(0.2, 1).unwrap();
+    let retry = retry(&budget);
+    let call = retry.call(async || Err::<(), _>(()));
+    tokio::pin!(call);
+    assert!(futures_poll(call.as_mut()).await, "in its backoff");
+    assert_eq!(budget.available(), 0.0);
+    let other = retry.call(async || Err::<(), _>("no place")).await;
+    assert_eq!(other, Err(Failure::Operation("no place")));
+    assert!(call.await.is_err());
+    assert_eq!(budget.available(), 1.0);
+}
+
+/// Polls once; whether it is pending.
+async fn futures_poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
+    std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_pending())).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_gives_it_back() {
+    let budget = Budget::aws_standard();
+    let retry = retry(&budget);
+    let count = AtomicU32::new(0);
+    let task = tokio::spawn(async move {
+        let count = &count;
+        retry
+            .call(async || {
+                assert!(count.fetch_add(1, Relaxed) < 1, "the second attempt panics");
+                Err::<(), _>(())
+            })
+            .await
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    assert_eq!(budget.available(), 500.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_at_every_await_nothing_is_missing() {
+    for budget in [Budget::aws_standard(), Budget::in_flight(0.2, 1).unwrap()] {
+        let full = budget.available();
+        let points = drop_at_every_await(
+            || {
+                let count = AtomicU32::new(0);
+                let retry = retry(&budget);
+                async move {
+                    let answers = [
+                        Failure::Operation(()),
+                        Failure::Rejected(Rejection::new(PolicyKind::RateLimit, Reason::LimitReached)),
+                    ];
+                    let op = async || {
+                        sleep(ms(5)).await;
+                        match answers.get(count.fetch_add(1, Relaxed) as usize) {
+                            Some(answer) => Err(answer.clone()),
+                            None => Ok(()),
+                        }
+                    };
+                    retry.execute(op).await.unwrap();
+                }
+            },
+            async |point| assert_eq!(budget.available(), full, "{point:?}"),
+        )
+        .await;
+        assert_eq!(points, 5);
+    }
+}
