@@ -3,9 +3,10 @@ use std::future::Future;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use crate::blocking::Thread;
 use crate::spec::Rules;
 use crate::worker::{IntoExit, Launch, Task};
-use crate::{AutoShutdown, Backoff, ConfigError, Context, Restart, Shutdown, Worker};
+use crate::{AutoShutdown, Backoff, ConfigError, Context, Every, Restart, Shutdown, Worker};
 
 static DEFAULT: LazyLock<Arc<Rules>> = LazyLock::new(Arc::default);
 
@@ -57,6 +58,34 @@ impl Child {
         Fut: Future<Output: IntoExit> + Send + 'static,
     {
         Self::new(name, move |ctx| worker(ctx, state.clone()))
+    }
+
+    /// A worker that runs at intervals: each run is a call of `work`, and one never overlaps with the next. While it waits for the next
+    /// tick it stops at once. A failure ends it, as that of any worker: it is restarted after its backoff.
+    pub fn periodic<F, Fut>(name: impl Into<Arc<str>>, every: Every, work: F) -> Self
+    where
+        F: Fn(Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output: IntoExit> + Send + 'static,
+    {
+        let work = Arc::new(work);
+        let mut child = Self::new(name, move |ctx| {
+            let work = Arc::clone(&work);
+            async move { every.run(ctx, &*work).await }
+        });
+        child.rules().every = Some(every);
+        child
+    }
+
+    /// A worker that blocks, on a thread of its own that has its name. It should look at [`ctx.is_cancelled()`](Context::is_cancelled), or
+    /// wait with `tokio::runtime::Handle::current().block_on(ctx.cancelled())`.
+    ///
+    /// A thread cannot be aborted: one that does not end in time is reported as leaked, and is not started twice.
+    pub fn blocking<F, R>(name: impl Into<Arc<str>>, work: F) -> Self
+    where
+        F: Fn(Context) -> R + Send + Sync + 'static,
+        R: IntoExit + 'static,
+    {
+        Self::launching(name.into(), Arc::new(Thread(work)))
     }
 
     /// A [`Worker`].
@@ -121,27 +150,24 @@ impl Child {
     }
 
     pub(crate) fn check(&self, auto_shutdown: AutoShutdown) -> Result<(), ConfigError> {
-        let wrong = |field, value: &dyn fmt::Debug, expected: &str| {
-            Err(ConfigError::new(
-                field,
-                format_args!("{value:?}"),
-                format_args!("{expected}, for child `{}`", self.name),
-            ))
+        let wrong = |field, value: &str, expected: &str| {
+            Err(ConfigError::new(field, value, format_args!("{expected}, for child `{}`", self.name)))
         };
         let rules = &*self.rules;
         if rules.significant && rules.restart == Restart::Permanent {
             return wrong(
                 "child.significant",
-                &true,
+                "true",
                 "a restart other than permanent, which never ends for good",
             );
         }
         if rules.significant && auto_shutdown == AutoShutdown::Never {
-            return wrong("child.significant", &true, "an auto_shutdown of the supervisor");
+            return wrong("child.significant", "true", "an auto_shutdown of the supervisor");
         }
         if rules.heartbeat.is_some_and(|within| within.is_zero()) {
-            return wrong("child.heartbeat", &Duration::ZERO, "more than zero");
+            return wrong("child.heartbeat", "0ns", "more than zero");
         }
-        rules.backoff.check().or_else(|(field, value, expected)| wrong(field, &value, expected))
+        let every = rules.every.map_or(Ok(()), |every| every.check());
+        rules.backoff.check().and(every).or_else(|(field, value, expected)| wrong(field, &value, expected))
     }
 }

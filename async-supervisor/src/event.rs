@@ -81,6 +81,15 @@ pub enum EventKind {
         /// How it is now.
         health: Health,
     },
+    /// A [tracked task](crate::Tasks) failed.
+    TaskFailed {
+        /// The child that looks after the tasks.
+        child: Arc<str>,
+        /// The task.
+        task: Arc<str>,
+        /// How it ended.
+        exit: Exit,
+    },
     /// All children of the first start are up.
     Up,
     /// The supervisor began to stop its children.
@@ -108,6 +117,7 @@ impl EventKind {
             | Self::Aborted { child }
             | Self::Stuck { child }
             | Self::Removed { child }
+            | Self::TaskFailed { child, .. }
             | Self::HealthChanged { child, .. } => Some(child),
             Self::Stalled(stall) => stall.worker.as_ref(),
             Self::Up | Self::Stopping | Self::Ended { .. } | Self::Missed(_) => None,
@@ -126,6 +136,7 @@ impl EventKind {
             Self::Stuck { .. } => "stuck",
             Self::Removed { .. } => "removed",
             Self::HealthChanged { .. } => "health_changed",
+            Self::TaskFailed { .. } => "task_failed",
             Self::Up => "up",
             Self::Stopping => "stopping",
             Self::Ended { .. } => "ended",
@@ -147,6 +158,7 @@ impl fmt::Display for Event {
             EventKind::Restarting { delay, .. } => write!(f, ": restarting in {delay:?}"),
             EventKind::HealthChanged { health: Health::Degraded(why), .. } => write!(f, ": degraded: {why}"),
             EventKind::HealthChanged { health: Health::Healthy, .. } => f.write_str(": healthy"),
+            EventKind::TaskFailed { task, exit, .. } => write!(f, ": task `{task}` {exit}"),
             EventKind::Ended { report } => write!(f, ": {report}"),
             EventKind::Stalled(stall) => write!(f, ": {stall}"),
             EventKind::Missed(lost) => write!(f, ": {lost} events missed"),

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Hub;
+use crate::poll;
 use crate::state::{Core, Key, Phase, Stage, State, Verb};
 use crate::watchdog::Watchdog;
 use crate::{
@@ -18,12 +19,41 @@ use crate::{
 
 /// What the supervisor's loop is told.
 pub(crate) enum Message {
-    Exit { key: Key, epoch: u64, exit: Exit, text: Option<Arc<str>> },
-    Ready { key: Key, epoch: u64 },
-    Health { key: Key, epoch: u64, health: Health },
-    Add { child: Child, reply: Reply },
-    Command { verb: Verb, name: Arc<str>, reply: Reply },
+    Exit {
+        key: Key,
+        epoch: u64,
+        exit: Exit,
+        text: Option<Arc<str>>,
+    },
+    Ready {
+        key: Key,
+        epoch: u64,
+    },
+    Health {
+        key: Key,
+        epoch: u64,
+        health: Health,
+    },
+    Add {
+        child: Child,
+        reply: Reply,
+    },
+    Command {
+        verb: Verb,
+        name: Arc<str>,
+        reply: Reply,
+    },
+    Stop,
     Force,
+    /// What went wrong in the stop of a supervisor below.
+    Below(Below),
+}
+
+#[derive(Default)]
+pub(crate) struct Below {
+    pub(crate) aborted: Vec<Arc<str>>,
+    pub(crate) leaked: Vec<Arc<str>>,
+    pub(crate) failed: Vec<(Arc<str>, Exit)>,
 }
 
 pub(crate) type Reply = oneshot::Sender<Result<(), CommandError>>;
@@ -37,8 +67,7 @@ pub(crate) enum Progress {
 
 /// Where a supervisor stands in its tree.
 pub(crate) struct Place {
-    /// The path of its parent.
-    pub(crate) above: Option<Arc<str>>,
+    pub(crate) above: Option<Arc<Shared>>,
     pub(crate) stop: CancellationToken,
     pub(crate) hub: Arc<Hub>,
     pub(crate) watchdog: Option<Arc<Watchdog>>,
@@ -53,6 +82,7 @@ pub(crate) struct Shared {
     /// Held for a few lines at a time; no code of a user's runs under it.
     core: Mutex<Core>,
     messages: mpsc::UnboundedSender<Message>,
+    above: Option<Arc<Shared>>,
     pub(crate) stop: CancellationToken,
     pub(crate) progress: watch::Sender<Progress>,
     nested: Mutex<HashMap<Key, Handle>>,
@@ -75,7 +105,7 @@ impl Shared {
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Message>) {
         let (messages, inbox) = mpsc::unbounded_channel();
         let path = match &place.above {
-            Some(above) => format!("{above}/{name}").into(),
+            Some(above) => format!("{}/{name}", above.path).into(),
             None => Arc::clone(&name),
         };
         let shared = Self {
@@ -84,6 +114,7 @@ impl Shared {
             strategy,
             core: Mutex::new(core),
             messages,
+            above: place.above,
             stop: place.stop,
             progress: watch::Sender::new(Progress::Starting),
             nested: Mutex::default(),
@@ -102,6 +133,13 @@ impl Shared {
         self.nested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Aborts what is below a child, if that is a supervisor.
+    pub(crate) fn force_below(&self, key: Key) -> bool {
+        let nested = self.nested();
+        let below = if nested.is_empty() { None } else { nested.get(&key) };
+        below.inspect(|handle| handle.force_stop()).is_some()
+    }
+
     /// Lets go of a child that is a supervisor.
     pub(crate) fn forget(&self, key: Key) {
         let mut nested = self.nested();
@@ -110,9 +148,25 @@ impl Shared {
         drop(gone);
     }
 
+    /// Tells the parent, if there is one, what went wrong in the stop.
+    pub(crate) fn tell_above(&self, report: &Report) {
+        let Some(above) = &self.above else { return };
+        let named = |child: &Arc<str>| Arc::from(format!("{}/{child}", self.name));
+        above.send_now(Message::Below(Below {
+            aborted: report.aborted.iter().map(named).collect(),
+            leaked: report.leaked.iter().map(named).collect(),
+            failed: report.failed.iter().map(|(child, exit)| (named(child), exit.clone())).collect(),
+        }));
+    }
+
     /// After the end of the supervisor there is nobody to tell.
-    pub(crate) fn send(&self, message: Message) {
+    pub(crate) fn send_now(&self, message: Message) {
         let _ = self.messages.send(message);
+    }
+
+    /// As [`send_now`](Self::send_now), but what a worker says while it is being polled is sent when that poll is over.
+    pub(crate) fn send(self: &Arc<Self>, message: Message) {
+        poll::send(self, message);
     }
 }
 
@@ -266,7 +320,7 @@ impl Handle {
 
     /// Asks the supervisor to stop: all children, in reverse order. Does not wait.
     pub fn request_stop(&self) {
-        self.shared.stop.cancel();
+        self.shared.send(Message::Stop);
     }
 
     /// Aborts all children that are still there, at once. Does not wait.

@@ -2,12 +2,15 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;
+mod blocking;
 mod child;
 mod context;
 mod error;
 mod event;
+mod group;
 mod handle;
 mod intensity;
+mod periodic;
 mod poll;
 mod report;
 mod runner;
@@ -16,6 +19,7 @@ mod snapshot;
 mod spec;
 mod state;
 mod supervisor;
+mod tasks;
 mod telemetry;
 mod watchdog;
 mod worker;
@@ -28,11 +32,14 @@ pub use child::Child;
 pub use context::Context;
 pub use error::{BoxError, CommandError, Exit, MeltDown, StartError, WorkerError};
 pub use event::{Event, EventKind, Events, Health};
+pub use group::{GroupError, GroupFailure, TaskGroup};
 pub use handle::{Handle, Running};
 pub use intensity::Intensity;
+pub use periodic::{Every, MissedTicks};
 pub use report::{Cause, Report};
 pub use snapshot::{ChildSnapshot, ChildState, Snapshot, SupervisorState};
 pub use spec::{AutoShutdown, Restart, Shutdown, Strategy};
 pub use supervisor::Supervisor;
+pub use tasks::{TaskFailure, Tasks, TasksReport};
 pub use watchdog::{Stall, Stalls};
 pub use worker::{IntoExit, Worker};

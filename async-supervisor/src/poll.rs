@@ -1,10 +1,11 @@
 //! What the threads of the runtime are polling, for the watchdog.
 
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use crate::handle::Shared;
+use crate::handle::{Message, Shared};
 
 /// A poll that is going on.
 #[derive(Clone)]
@@ -21,6 +22,9 @@ static WATCHDOGS: AtomicUsize = AtomicUsize::new(0);
 static THREADS: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 
 thread_local! {
+    /// How many polls of workers are going on in this thread, one inside the other.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    static HELD: RefCell<Vec<(Arc<Shared>, Message)>> = const { RefCell::new(Vec::new()) };
     static CURRENT: Arc<Slot> = {
         let slot = Arc::new(Slot::default());
         let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,24 +39,46 @@ fn lock(slot: &Slot) -> MutexGuard<'_, Option<Poll>> {
 }
 
 /// Notes that this thread polls `worker` until the answer is dropped.
-#[must_use]
-pub(crate) fn enter(shared: &Arc<Shared>, worker: &Arc<str>) -> Option<Entered> {
+pub(crate) fn enter(shared: &Arc<Shared>, worker: &Arc<str>) -> Entered {
+    let depth = DEPTH.get();
+    DEPTH.set(depth + 1);
     if WATCHDOGS.load(Ordering::Relaxed) == 0 {
-        return None;
+        return Entered { outer: None };
     }
     let poll = Poll { shared: Arc::downgrade(shared), worker: Arc::clone(worker), since: Instant::now() };
     // No slot while the thread ends.
-    CURRENT.try_with(|slot| lock(slot).replace(poll)).ok().map(|outer| Entered { outer })
+    Entered { outer: CURRENT.try_with(|slot| lock(slot).replace(poll)).ok() }
 }
 
-/// Puts back what was being polled before: a supervisor is itself polled as a child.
+/// Puts back what was being polled before, and sends what was held back.
 pub(crate) struct Entered {
-    outer: Option<Poll>,
+    outer: Option<Option<Poll>>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        let _ = CURRENT.try_with(|slot| *lock(slot) = self.outer.take());
+        if let Some(outer) = self.outer.take() {
+            let _ = CURRENT.try_with(|slot| *lock(slot) = outer);
+        }
+        let depth = DEPTH.get() - 1;
+        DEPTH.set(depth);
+        if depth == 0 && HELD.with_borrow(|held| !held.is_empty()) {
+            for (shared, message) in HELD.take() {
+                shared.send_now(message);
+            }
+        }
+    }
+}
+
+/// Sends a message to a supervisor, when the poll that is going on in this thread is over.
+///
+/// A task that is woken from a poll goes to a slot of that thread (tokio's LIFO slot) from which no other thread can take it. So a
+/// worker that said something to its supervisor and then blocked would block the supervisor too.
+pub(crate) fn send(shared: &Arc<Shared>, message: Message) {
+    if DEPTH.try_with(Cell::get).unwrap_or(0) == 0 {
+        shared.send_now(message);
+    } else {
+        HELD.with_borrow_mut(|held| held.push((Arc::clone(shared), message)));
     }
 }
 

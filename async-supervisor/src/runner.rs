@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Beat;
 use crate::event::{Event, EventKind};
-use crate::handle::{Message, Progress, Reply, Shared};
+use crate::handle::{Below, Message, Progress, Reply, Shared};
 use crate::state::{Action, Answer, CommandId, End, Ending, Key, Note, Phase};
 use crate::watchdog::Leash;
 use crate::worker::{Launch, bury};
@@ -41,7 +41,7 @@ impl Guard {
         }
         self.token.cancel();
         let text = exit.text();
-        self.shared.send(Message::Exit { key: self.key, epoch: self.epoch, exit, text });
+        self.shared.send_now(Message::Exit { key: self.key, epoch: self.epoch, exit, text });
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Runner {
     actions: Vec<Action>,
     check: crate::AutoShutdown,
     most: usize,
-    failed: Vec<(Arc<str>, Exit)>,
+    below: Below,
     ended: bool,
 }
 
@@ -99,7 +99,7 @@ impl Runner {
             actions: Vec::new(),
             check,
             most,
-            failed: Vec::new(),
+            below: Below::default(),
             ended: false,
         };
         for (key, child) in children {
@@ -165,6 +165,9 @@ impl Runner {
         }
         let report = Arc::new(self.report());
         self.emit(|| EventKind::Ended { report: Arc::clone(&report) });
+        if !report.is_clean() {
+            self.shared.tell_above(&report);
+        }
         self.shared.progress.send_replace(Progress::Over(Arc::clone(&report)));
         report
     }
@@ -195,7 +198,7 @@ impl Runner {
                 self.emit_of(key, |child| EventKind::Exited { child, exit: exit.clone() });
                 if down && !matches!(exit, Exit::Completed | Exit::Aborted) {
                     let name = self.unit(key).map(|unit| Arc::clone(&unit.name));
-                    self.failed.extend(name.map(|name| (name, exit)));
+                    self.below.failed.extend(name.map(|name| (name, exit)));
                 } else {
                     bury(exit);
                 }
@@ -206,7 +209,16 @@ impl Runner {
                 }
             }
             Message::Ready { key, epoch } => self.shared.core().ready(now, key, epoch),
+            Message::Stop => self.shared.core().stop(now),
             Message::Force => self.shared.core().force(now),
+            Message::Below(below) => {
+                // Otherwise it is no part of a stop of this one.
+                if self.shared.core().phase == Phase::Down {
+                    self.below.aborted.extend(below.aborted);
+                    self.below.leaked.extend(below.leaked);
+                    self.below.failed.extend(below.failed);
+                }
+            }
             Message::Command { verb, name, reply } => {
                 let id = self.expect(reply, &name);
                 self.shared.core().command(now, id, verb, name);
@@ -274,10 +286,15 @@ impl Runner {
                     run.token.cancel();
                 }
             }
+            // A supervisor is not aborted: it is told to abort what is below it.
             Action::Abort { key } => {
-                if let Some(abort) = self.run_of(key).and_then(|run| run.abort.as_ref()) {
-                    abort.abort();
+                if !self.shared.force_below(key) {
+                    self.abort(key);
                 }
+            }
+            Action::Note { key, note: Note::Stuck } => {
+                self.abort(key);
+                self.emit_of(key, |child| EventKind::Stuck { child });
             }
             Action::Forget { key } => {
                 self.emit_of(key, |child| EventKind::Removed { child });
@@ -301,9 +318,14 @@ impl Runner {
             Action::Note { key, note } => self.emit_of(key, |child| match note {
                 Note::Ready => EventKind::Ready { child },
                 Note::Restarting { delay } => EventKind::Restarting { child, delay },
-                Note::Aborted => EventKind::Aborted { child },
-                Note::Stuck => EventKind::Stuck { child },
+                Note::Aborted | Note::Stuck => EventKind::Aborted { child },
             }),
+        }
+    }
+
+    fn abort(&self, key: Key) {
+        if let Some(abort) = self.run_of(key).and_then(|run| run.abort.as_ref()) {
+            abort.abort();
         }
     }
 
@@ -327,7 +349,10 @@ impl Runner {
     }
 
     fn report(&mut self) -> Report {
+        let mut below = std::mem::take(&mut self.below);
         let core = self.shared.core();
+        below.aborted.extend(core.aborted.iter().cloned());
+        below.leaked.extend(core.leaked());
         let supervisor = Arc::clone(&self.shared.name);
         let error = |child: &Arc<str>| {
             core.children
@@ -355,9 +380,9 @@ impl Runner {
         Report {
             supervisor,
             cause,
-            aborted: core.aborted.clone(),
-            leaked: core.leaked(),
-            failed: std::mem::take(&mut self.failed),
+            aborted: below.aborted,
+            leaked: below.leaked,
+            failed: below.failed,
             took: core.down_since.map_or(Duration::ZERO, |since| since.elapsed()),
         }
     }
@@ -373,6 +398,10 @@ impl Drop for Runner {
                 }
             }
             bury(unit);
+        }
+        if !self.ended {
+            let lost = Arc::new(self.shared.lost());
+            self.shared.progress.send_replace(Progress::Over(lost));
         }
     }
 }

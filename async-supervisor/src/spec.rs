@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::Backoff;
+use crate::{Backoff, Every};
 
 /// Which children a fall restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,5 +72,8 @@ pub(crate) struct Rules {
     pub(crate) readiness: Option<Duration>,
     /// How far apart its heartbeats may be, if it has one.
     pub(crate) heartbeat: Option<Duration>,
-    pub(crate) supervisor: bool,
+    /// How many levels of supervisors it is: a worker is none. Each needs its own time to abort what is below it.
+    pub(crate) levels: u32,
+    /// How often it runs, if it is periodic.
+    pub(crate) every: Option<Every>,
 }

@@ -212,9 +212,10 @@ impl Supervisor {
     pub fn into_child(self) -> Child {
         let name = Arc::clone(&self.name);
         let spec = Arc::new(self);
+        let levels = 1 + spec.children.iter().map(|child| child.rules.levels).max().unwrap_or(0);
         let mut child = Child::launching(name, Arc::new(Nested(spec)));
         let rules = child.rules();
-        rules.supervisor = true;
+        rules.levels = levels;
         rules.shutdown = Shutdown::Wait;
         rules.readiness = Some(Duration::MAX);
         child
@@ -228,7 +229,7 @@ impl Launch for Nested {
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
         let above = &ctx.shared;
         let prepared = self.0.prepare(Place {
-            above: Some(Arc::clone(&above.path)),
+            above: Some(Arc::clone(above)),
             stop: ctx.token().clone(),
             hub: Arc::clone(&above.hub),
             watchdog: above.watchdog.clone(),

@@ -29,6 +29,9 @@ fn trace(event: &Event) {
         EventKind::Aborted { .. } | EventKind::Stuck { .. } => {
             tracing::warn!(supervisor, child, "{}", event.kind.name());
         }
+        EventKind::TaskFailed { task, exit, .. } => {
+            tracing::warn!(supervisor, child, task = &**task, %exit, "task_failed");
+        }
         EventKind::Stalled(stall) => tracing::warn!(supervisor, child, %stall, "stalled"),
         EventKind::Ended { report } if !report.is_clean() => tracing::error!(supervisor, %report, "ended"),
         EventKind::Ended { report } => tracing::info!(supervisor, %report, "ended"),
@@ -59,6 +62,9 @@ fn count(event: &Event) {
         }
         EventKind::Restarting { .. } => {
             metrics::counter!("supervisor_restarts_total", "supervisor" => supervisor).increment(1);
+        }
+        EventKind::TaskFailed { .. } => {
+            metrics::counter!("supervisor_task_failures_total", "supervisor" => supervisor).increment(1);
         }
         EventKind::Stuck { .. } => {
             metrics::counter!("supervisor_stuck_total", "supervisor" => supervisor).increment(1);

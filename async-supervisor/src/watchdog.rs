@@ -91,13 +91,17 @@ impl Watchdog {
     /// Starts the thread. Where none can be had, nothing is watched.
     pub(crate) fn start(self: &Arc<Self>, shared: &Arc<Shared>) -> Leash {
         let (dog, shared, runtime) = (Arc::clone(self), Arc::downgrade(shared), Runtime::current());
-        let watch = move || dog.watch(&shared, &runtime);
+        // From now on, so that no poll is missed before the thread is there.
+        let watching = poll::Watching::new();
+        let watch = move || {
+            dog.watch(&shared, &runtime);
+            drop(watching);
+        };
         let _ = thread::Builder::new().name("supervisor-watchdog".into()).spawn(watch);
         Leash(Arc::clone(self))
     }
 
     fn watch(self: Arc<Self>, shared: &Weak<Shared>, runtime: &Runtime) {
-        let _watching = poll::Watching::new();
         // Often enough that a stall is seen before it has lasted one and a half times the limit.
         let every = (self.limit / 4).max(Duration::from_millis(1));
         let mut seen = self.seen();
@@ -116,10 +120,14 @@ impl Watchdog {
 
     fn look(self: &Arc<Self>, shared: &Arc<Shared>, runtime: &Runtime) {
         let now = Instant::now();
-        let mut blocked: Vec<(Option<Arc<str>>, Instant)> = poll::going_on()
+        let mut polls = poll::going_on();
+        polls.retain(|poll| poll.shared.upgrade().is_some_and(|of| Arc::ptr_eq(&of.hub, &shared.hub)));
+        let for_as_long = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
+        // One of these will explain it when its own time is up.
+        let suspected = polls.iter().any(|poll| for_as_long(poll.since, self.limit / 2));
+        let mut blocked: Vec<(Option<Arc<str>>, Instant)> = polls
             .into_iter()
-            .filter(|poll| now.saturating_duration_since(poll.since) >= self.limit)
-            .filter(|poll| poll.shared.upgrade().is_some_and(|of| Arc::ptr_eq(&of.hub, &shared.hub)))
+            .filter(|poll| for_as_long(poll.since, self.limit))
             .map(|poll| (Some(poll.worker), poll.since))
             .collect();
         let asked = self.seen().asked;
@@ -130,8 +138,7 @@ impl Watchdog {
                 // Dropped unpolled by a runtime that has been shut down: then nothing is left to watch.
                 runtime.spawn(async move { dog.seen().asked = None });
             }
-            // A worker that is known to block explains it.
-            Some(asked) if blocked.is_empty() && now.saturating_duration_since(asked) >= self.limit => {
+            Some(asked) if !suspected && for_as_long(asked, self.limit) => {
                 blocked.push((None, asked));
             }
             Some(_) => {}

@@ -122,7 +122,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let _entered = poll::enter(this.guard.shared(), this.guard.name());
+        let entered = poll::enter(this.guard.shared(), this.guard.name());
         let polled = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 match this.stage.as_mut().project() {
@@ -139,20 +139,57 @@ where
         let exit = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(exit)) => exit,
-            Err(panic) => panicked(panic),
+            Err(panic) => Exit::Panicked(said(panic)),
         };
         // What the worker owns may panic when it is dropped, too.
         let exit = match catch_unwind(AssertUnwindSafe(|| this.stage.set(Stage::Over))) {
             Ok(()) => exit,
-            Err(panic) => panicked(panic),
+            Err(panic) => Exit::Panicked(said(panic)),
         };
+        // What it said during this poll is heard before its end is.
+        drop(entered);
         this.guard.ended(exit);
         Poll::Ready(())
     }
 }
 
+pin_project! {
+    /// A future whose panics are values, those of its drop among them.
+    pub(crate) struct CatchUnwind<F> {
+        #[pin]
+        future: Option<F>,
+    }
+}
+
+impl<F> CatchUnwind<F> {
+    pub(crate) const fn new(future: F) -> Self {
+        Self { future: Some(future) }
+    }
+}
+
+impl<F: Future> Future for CatchUnwind<F> {
+    type Output = Result<F::Output, Arc<str>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        let mut future = self.project().future;
+        let polled = catch_unwind(AssertUnwindSafe(|| match future.as_mut().as_pin_mut() {
+            Some(future) => future.poll(cx),
+            None => Poll::Pending,
+        }));
+        let output = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(output)) => Ok(output),
+            Err(panic) => Err(said(panic)),
+        };
+        Poll::Ready(match catch_unwind(AssertUnwindSafe(|| future.set(None))) {
+            Ok(()) => output,
+            Err(panic) => Err(said(panic)),
+        })
+    }
+}
+
 /// What a panic said.
-pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Exit {
+pub(crate) fn said(panic: Box<dyn Any + Send>) -> Arc<str> {
     let said: Arc<str> = if let Some(said) = panic.downcast_ref::<&str>() {
         Arc::from(*said)
     } else if let Some(said) = panic.downcast_ref::<String>() {
@@ -161,7 +198,7 @@ pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Exit {
         Arc::from("(no message)")
     };
     bury(panic);
-    Exit::Panicked(said)
+    said
 }
 
 /// Drops what is a user's: if that panics, it must not take the supervisor along.

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -38,6 +39,13 @@ pub(crate) struct Child {
     pub(crate) command: Option<CommandId>,
     prev: u32,
     next: u32,
+}
+
+impl Child {
+    /// How long it may take to end once it is aborted: a supervisor first aborts what is below it.
+    pub(crate) fn grace(&self, grace: Duration) -> Duration {
+        grace.saturating_mul(self.rules.levels.saturating_add(1))
+    }
 }
 
 /// The children by key, by name and in their order; each step is O(1).

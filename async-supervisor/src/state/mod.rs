@@ -370,8 +370,7 @@ impl Core {
     }
 
     fn due(&mut self, now: Instant, key: Key) {
-        let grace = self.config.abort_grace;
-        let down = self.phase == Phase::Down;
+        let (grace, down) = (self.config.abort_grace, self.phase == Phase::Down);
         let Some(child) = self.children.get_mut(key) else { return };
         child.due = None;
         match child.state {
@@ -386,6 +385,7 @@ impl Core {
                 if down {
                     self.aborted.push(Arc::clone(&child.name));
                 }
+                let grace = child.grace(grace);
                 self.set_due(key, now.checked_add(grace));
                 self.note(key, Note::Aborted);
                 self.actions.push(Action::Abort { key });
@@ -415,19 +415,19 @@ impl Core {
         self.forced = true;
         self.budget_ends = None;
         self.current = None;
-        let due = now.checked_add(self.config.abort_grace);
         for key in std::mem::take(&mut self.stops) {
-            self.abort(now, key, due);
+            self.abort(now, key);
         }
         let stopping: Vec<_> =
             self.children.iter().filter(|(_, c)| c.state.is_alive()).map(|(key, _)| key).collect();
         for key in stopping {
-            self.abort(now, key, due);
+            self.abort(now, key);
         }
         self.advance(now);
     }
 
-    fn abort(&mut self, now: Instant, key: Key, due: Option<Instant>) {
+    fn abort(&mut self, now: Instant, key: Key) {
+        let grace = self.config.abort_grace;
         let Some(child) = self.children.get_mut(key) else { return };
         let why = match child.state {
             State::Stopping { stage: Stage::Aborted | Stage::Stuck, .. } => return,
@@ -437,6 +437,7 @@ impl Core {
         };
         child.state = State::Stopping { why, stage: Stage::Aborted };
         child.since = now;
+        let due = now.checked_add(child.grace(grace));
         self.aborted.push(Arc::clone(&child.name));
         self.set_due(key, due);
         self.note(key, Note::Aborted);

@@ -13,9 +13,14 @@ impl Core {
                 return self.go_down(now);
             }
             if let Some(key) = self.stops.pop() {
-                self.begin_stop(now, key, Why::Sequence);
-                if self.children.get(key).is_some_and(|child| child.state.is_alive()) {
-                    self.current = Some(key);
+                match self.children.get(key).map(|child| child.state) {
+                    // It fell by itself before its turn came: that is one fall with the one that began it.
+                    Some(State::Exited(_)) => self.settle(key, State::Waiting, now),
+                    Some(state) if state.is_alive() => {
+                        self.begin_stop(now, key, Why::Sequence);
+                        self.current = Some(key);
+                    }
+                    _ => {}
                 }
             } else if let Some(key) = self.starts.pop_front() {
                 self.begin_start(now, key);
@@ -98,7 +103,7 @@ impl Core {
         }
         child.since = now;
         let (stage, within) = match child.rules.shutdown {
-            Shutdown::Abort => (Stage::Aborted, Some(grace)),
+            Shutdown::Abort => (Stage::Aborted, Some(child.grace(grace))),
             Shutdown::Timeout(limit) => (Stage::Asked, Some(limit)),
             Shutdown::Wait => (Stage::Asked, None),
         };

@@ -415,7 +415,8 @@ fn any_rules() -> impl Strategy<Value = Rules> {
             significant: significant && restart != Restart::Permanent,
             readiness,
             heartbeat,
-            supervisor: false,
+            levels: 0,
+            every: None,
         },
     )
 }

@@ -16,6 +16,7 @@ pub(crate) enum Order {
     End,
     Fail,
     Panic,
+    Ready,
 }
 
 impl Log {
@@ -58,6 +59,7 @@ impl Log {
                                 Order::End => return Ok(()),
                                 Order::Fail => return Err(std::io::Error::other("told to fail")),
                                 Order::Panic => panic!("told to panic"),
+                                Order::Ready => ctx.ready(),
                             },
                             _ => {}
                         }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use async_supervisor::{Cause, ChildState, Context, Intensity, MeltDown, Restart, Supervisor};
+use async_supervisor::{
+    AutoShutdown, Backoff, Cause, Child, ChildState, Context, Intensity, Jitter, MeltDown, Restart,
+    Supervisor, SupervisorState,
+};
 use tokio::time::sleep;
 
 use crate::common::{Log, Order, settle, tolerant, up};
@@ -125,7 +128,7 @@ async fn rest_for_one_restarts_those_started_after() {
 async fn the_third_of_four_fails_to_start() {
     let log = Log::new();
     let bad = log.clone();
-    let bad = async_supervisor::Child::new("c", move |_: Context| {
+    let bad = Child::new("c", move |_: Context| {
         bad.line("+c");
         async { Err::<(), _>(std::io::Error::other("no port")) }
     })
@@ -138,4 +141,221 @@ async fn the_third_of_four_fails_to_start() {
     assert_eq!(log.take(), "+a +b +c -b -a");
     let async_supervisor::StartError::Child(down) = error else { panic!("{error}") };
     assert_eq!(down.to_string(), "supervisor `supervisor` did not start: `c`: no port");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_temporary_sibling_is_stopped_with_the_group_and_forgotten() {
+    for strategy in [Supervisor::one_for_all(), Supervisor::rest_for_one()] {
+        let log = Log::new();
+        let s = tolerant(strategy).with_children([
+            log.child("a"),
+            log.child("b").with_restart(Restart::Temporary),
+            log.child("c"),
+        ]);
+        let s = up(s).await;
+        log.take();
+        log.tell("a", Order::Fail).await;
+        assert_eq!(log.take(), "-c -b +a +c");
+        assert!(s.snapshot().child("b").is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_restart_starts_what_had_ended_or_was_stopped_by_hand_too() {
+    let log = Log::new();
+    let s = tolerant(Supervisor::one_for_all()).with_children([
+        log.child("a"),
+        log.child("b").with_restart(Restart::Transient),
+        log.child("c"),
+    ]);
+    let s = up(s).await;
+    log.tell("b", Order::End).await;
+    s.stop_child("c").await.unwrap();
+    log.take();
+    log.tell("a", Order::Fail).await;
+    assert_eq!(log.take(), "+a +b +c");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stops_and_restarts_by_hand_are_not_counted() {
+    let log = Log::new();
+    let s =
+        up(Supervisor::one_for_one().with_intensity(Intensity::new(0, secs(5))).with_child(log.child("a")))
+            .await;
+    for _ in 0..3 {
+        s.restart_child("a").await.unwrap();
+        s.stop_child("a").await.unwrap();
+        s.start_child("a").await.unwrap();
+    }
+    settle().await;
+    assert_eq!(log.take(), "+a -a +a -a +a -a +a -a +a -a +a -a +a");
+    assert_eq!(s.snapshot().child("a").unwrap().restarts, 0);
+}
+
+fn significant(log: &Log, name: &str, restart: Restart) -> Child {
+    log.child(name).with_restart(restart).with_significant()
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_significant_child_that_ends_stops_the_supervisor() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::one_for_one()).with_auto_shutdown(AutoShutdown::AnySignificant).with_children([
+            log.child("a"),
+            significant(&log, "b", Restart::Transient),
+            significant(&log, "c", Restart::Temporary),
+        ]);
+    let s = up(s).await;
+    // An abnormal end of a transient one is no end for good.
+    log.tell("b", Order::Fail).await;
+    assert_eq!(log.take(), "+a +b +c +b");
+    log.tell("b", Order::End).await;
+    assert_eq!(log.take(), "-c -a");
+    let report = s.wait().await;
+    assert!(report.is_clean());
+    assert!(matches!(report.cause, Cause::AutoShutdown { child } if &*child == "b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_temporary_significant_child_may_end_as_it_likes() {
+    for order in [Order::End, Order::Fail] {
+        let log = Log::new();
+        let s = tolerant(Supervisor::one_for_one())
+            .with_auto_shutdown(AutoShutdown::AnySignificant)
+            .with_children([log.child("a"), significant(&log, "b", Restart::Temporary)]);
+        let s = up(s).await;
+        log.tell("b", order).await;
+        assert!(matches!(s.wait().await.cause, Cause::AutoShutdown { .. }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_significant_children_must_have_ended() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::one_for_one()).with_auto_shutdown(AutoShutdown::AllSignificant).with_children([
+            log.child("a"),
+            significant(&log, "b", Restart::Transient),
+            significant(&log, "c", Restart::Temporary),
+        ]);
+    let s = up(s).await;
+    log.tell("c", Order::End).await;
+    assert_eq!(log.take(), "+a +b +c");
+    log.tell("b", Order::End).await;
+    assert_eq!(log.take(), "-a");
+    assert!(matches!(s.wait().await.cause, Cause::AutoShutdown { child } if &*child == "b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_significant_child_stopped_by_hand_or_with_its_group_stops_nothing() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::one_for_all()).with_auto_shutdown(AutoShutdown::AnySignificant).with_children([
+            log.child("a"),
+            significant(&log, "b", Restart::Temporary),
+            significant(&log, "c", Restart::Transient),
+        ]);
+    let s = up(s).await;
+    log.take();
+    s.stop_child("c").await.unwrap();
+    log.tell("a", Order::Fail).await;
+    assert_eq!(log.take(), "-c -b +a +c");
+    assert_eq!(s.snapshot().state, SupervisorState::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exit_of_a_sibling_waits_for_the_end_of_the_sequence() {
+    let log = Log::new();
+    let s = tolerant(Supervisor::one_for_one()).with_children([
+        log.child("a"),
+        log.child("b").with_readiness(secs(60)),
+        log.child("c"),
+    ]);
+    let s = s.spawn().unwrap();
+    settle().await;
+    // While `b` is not ready, `a` falls: it is restarted when `c` is up.
+    log.tell("a", Order::Fail).await;
+    assert_eq!(log.take(), "+a +b");
+    log.tell("b", Order::Ready).await;
+    assert_eq!(log.take(), "+c +a");
+    s.ready().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sibling_that_falls_while_the_group_is_stopped_is_not_counted() {
+    let log = Log::new();
+    let s = Supervisor::one_for_all().with_intensity(Intensity::new(1, secs(5))).with_children([
+        log.child("a"),
+        log.child("b"),
+        log.child_with("c", secs(1)),
+    ]);
+    let s = up(s).await;
+    log.take();
+    log.tell("b", Order::Fail).await;
+    log.tell("a", Order::Fail).await;
+    assert_eq!(log.take(), "-c");
+    sleep(secs(2)).await;
+    assert_eq!(log.take(), "+a +b +c");
+    assert_eq!(s.snapshot().state, SupervisorState::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_keeps_failing_leaves_the_child_restarting_and_is_counted_each_time() {
+    let log = Log::new();
+    let line = log.clone();
+    let ok_once = Child::new("a", move |ctx: Context| {
+        line.line(format!("+a{}", ctx.attempt()));
+        async move {
+            if ctx.attempt() == 1 {
+                ctx.ready();
+                sleep(secs(1)).await;
+            }
+            Err::<(), _>(std::io::Error::other("no port"))
+        }
+    });
+    let s = Supervisor::one_for_one().with_intensity(Intensity::new(3, secs(60))).with_children([
+        ok_once.with_readiness(secs(5)).with_backoff(Backoff::constant(secs(2))),
+        log.child("b"),
+    ]);
+    let s = up(s).await;
+    sleep(Duration::from_millis(3500)).await;
+    assert_eq!(log.take(), "+a1 +b +a2");
+    let child = s.snapshot().children.remove(0);
+    assert_eq!((child.state, child.restarts, child.attempts), (ChildState::Restarting, 2, 2));
+    assert_eq!(child.last_error.as_deref(), Some("no port"));
+    assert!(matches!(s.wait().await.cause, Cause::MeltedDown(MeltDown::Intensity { restarts: 4, .. })));
+    assert_eq!(log.take(), "+a3 +a4 -b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rest_for_one_with_the_first_and_the_last() {
+    let log = Log::new();
+    let s = tolerant(Supervisor::rest_for_one()).with_children(["a", "b", "c"].map(|name| log.child(name)));
+    let _s = up(s).await;
+    log.take();
+    log.tell("c", Order::Fail).await;
+    assert_eq!(log.take(), "+c");
+    log.tell("a", Order::Panic).await;
+    assert_eq!(log.take(), "-c -b +a +b +c");
+}
+
+#[tokio::test(start_paused = true)]
+async fn backoff_grows_is_held_to_its_cap_and_starts_over_after_health_under_each_strategy() {
+    for strategy in
+        [Supervisor::one_for_one(), Supervisor::one_for_all(), Supervisor::rest_for_one(), Supervisor::pool()]
+    {
+        let log = Log::new();
+        let backoff =
+            Backoff::exponential(secs(1), secs(3)).with_jitter(Jitter::None).with_reset_after(secs(60));
+        let s = up(tolerant(strategy).with_child(log.child("a").with_backoff(backoff))).await;
+        for delay in [1, 2, 3, 3] {
+            log.tell("a", Order::Fail).await;
+            assert_eq!(s.snapshot().child("a").unwrap().next_restart, Some(secs(delay)));
+            sleep(secs(delay) + Duration::from_millis(2)).await;
+            assert_eq!(s.snapshot().child("a").unwrap().state, ChildState::Running);
+        }
+        sleep(secs(60)).await;
+        log.tell("a", Order::Fail).await;
+        assert_eq!(s.snapshot().child("a").unwrap().next_restart, Some(secs(1)));
+    }
 }

@@ -100,3 +100,95 @@ async fn the_snapshot_is_served_while_it_stops() {
     assert_eq!(snapshot.child("b").unwrap().state, ChildState::Stopping);
     assert!(s.wait().await.is_clean());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_stop_aborts_all_at_once_whatever_their_time() {
+    let deaf = |name: &str| {
+        Child::new(name, async |_: Context| std::future::pending::<()>().await).with_shutdown(Shutdown::Wait)
+    };
+    let s = up(Supervisor::one_for_one().with_children([deaf("a"), deaf("b")])).await;
+    s.request_stop();
+    sleep(Duration::from_secs(3600)).await;
+    let started = Instant::now();
+    s.force_stop();
+    let report = s.wait().await;
+    assert_eq!((report.aborted.len(), report.leaked.len()), (2, 0));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_budget_holds_for_the_whole_stop() {
+    let log = Log::new();
+    let s = Supervisor::one_for_one()
+        .with_stop_budget(ms(450))
+        .with_children(["a", "b", "c"].map(|name| log.child_with(name, ms(300))));
+    let s = up(s).await;
+    let started = Instant::now();
+    let report = s.stop().await;
+    let took = started.elapsed();
+    assert!((ms(450)..ms(455)).contains(&took), "{took:?}");
+    assert_eq!(report.aborted, ["a".into(), "b".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_during_a_group_restart() {
+    let log = Log::new();
+    let s = tolerant(Supervisor::one_for_all()).with_children([
+        log.child("a"),
+        log.child_with("b", ms(300)),
+        log.child_with("c", ms(300)),
+    ]);
+    let s = up(s).await;
+    log.take();
+    log.tell("a", Order::Fail).await;
+    assert_eq!(log.take(), "-c");
+    let started = Instant::now();
+    assert!(s.stop().await.is_clean());
+    assert_eq!(log.take(), "-b");
+    let took = started.elapsed();
+    assert!((ms(600)..ms(605)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_while_it_is_being_stopped_is_in_the_report() {
+    let child = Child::new("a", async |ctx: Context| {
+        ctx.cancelled().await;
+        Err::<(), _>("could not flush")
+    });
+    let report = up(Supervisor::one_for_one().with_child(child)).await.stop().await;
+    assert_eq!(report.failed.len(), 1);
+    let text = report.to_string();
+    assert!(text.ends_with("; `a` failed: could not flush"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_can_stop_its_own_supervisor() {
+    let child = Child::new("a", async |ctx: Context| {
+        ctx.supervisor().request_stop();
+        ctx.cancelled().await;
+    });
+    assert!(Supervisor::one_for_one().with_child(child).spawn().unwrap().wait().await.is_clean());
+}
+
+#[test]
+fn a_runtime_that_is_shut_down_ends_all_and_is_told_so() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let log = Log::new();
+    let s = runtime.block_on(up(Supervisor::one_for_one().with_child(log.child("a"))));
+    let handle = s.handle();
+    drop(runtime);
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert!(matches!(other.block_on(handle.wait()).cause, Cause::Lost));
+    assert!(matches!(other.block_on(handle.stop_child("a")), Err(async_supervisor::CommandError::ShutDown)));
+    assert!(other.block_on(handle.ready()).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn abort_at_once_is_no_fault_in_the_report() {
+    let child =
+        Child::new("a", async |_: Context| std::future::pending::<()>().await).with_shutdown(Shutdown::Abort);
+    let started = Instant::now();
+    let report = up(Supervisor::one_for_one().with_child(child)).await.stop().await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}

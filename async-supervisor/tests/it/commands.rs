@@ -1,0 +1,173 @@
+use std::time::Duration;
+
+use async_supervisor::{
+    Backoff, Child, ChildState, CommandError, Context, Exit, Intensity, Restart, Shutdown, Supervisor,
+    SupervisorState,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::common::{Log, Order, settle, tolerant, up};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[tokio::test(start_paused = true)]
+async fn typed_errors_for_what_cannot_be_done() {
+    let log = Log::new();
+    let s = up(tolerant(Supervisor::one_for_one()).with_max_children(2).with_child(log.child("a"))).await;
+    let a = || "a".into();
+    assert_eq!(s.add(log.child("a")).await, Err(CommandError::AlreadyExists(a())));
+    assert_eq!(s.start_child("a").await, Err(CommandError::Running(a())));
+    assert_eq!(s.delete_child("a").await, Err(CommandError::Running(a())));
+    for error in [
+        s.stop_child("x").await,
+        s.start_child("x").await,
+        s.restart_child("x").await,
+        s.delete_child("x").await,
+        s.remove_child("x").await,
+    ] {
+        assert_eq!(error, Err(CommandError::NotFound("x".into())));
+    }
+    s.add(log.child("b")).await.unwrap();
+    assert_eq!(s.add(log.child("c")).await, Err(CommandError::LimitReached(2)));
+    let bad = log.child("c").with_significant();
+    assert!(matches!(s.add(bad).await, Err(CommandError::Config(_))));
+    assert_eq!(log.take(), "+a +b");
+    // Nothing of that has changed anything.
+    s.remove_child("b").await.unwrap();
+    s.add(log.child("c")).await.unwrap();
+    settle().await;
+    assert_eq!(log.take(), "-b +c");
+    let _ = s.stop().await;
+    assert_eq!(s.add(log.child("d")).await, Err(CommandError::ShutDown));
+    assert_eq!(s.stop_child("a").await, Err(CommandError::ShutDown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_that_waits_for_its_restart() {
+    let log = Log::new();
+    let slow = || log.child("a").with_backoff(Backoff::constant(secs(60)));
+    let s = up(tolerant(Supervisor::one_for_one()).with_child(slow())).await;
+    log.tell("a", Order::Fail).await;
+    assert_eq!(s.start_child("a").await, Err(CommandError::Restarting("a".into())));
+    assert_eq!(s.delete_child("a").await, Err(CommandError::Restarting("a".into())));
+    // Restarted by hand, it does not wait.
+    let started = Instant::now();
+    s.restart_child("a").await.unwrap();
+    settle().await;
+    assert_eq!((log.take().as_str(), started.elapsed()), ("+a +a", Duration::ZERO));
+    // Stopped, it does not come back.
+    log.tell("a", Order::Fail).await;
+    s.stop_child("a").await.unwrap();
+    sleep(secs(120)).await;
+    assert_eq!(s.snapshot().child("a").unwrap().state, ChildState::Stopped);
+    s.delete_child("a").await.unwrap();
+    assert_eq!(s.snapshot().children, []);
+    s.add(slow()).await.unwrap();
+    log.tell("a", Order::Fail).await;
+    s.remove_child("a").await.unwrap();
+    sleep(secs(120)).await;
+    assert_eq!(log.take(), "+a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_temporary_child_is_forgotten() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one().with_child(log.child("a").with_restart(Restart::Temporary))).await;
+    s.stop_child("a").await.unwrap();
+    assert_eq!(s.start_child("a").await, Err(CommandError::NotFound("a".into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_added_child_that_does_not_start_is_forgotten_and_not_counted() {
+    let s = up(Supervisor::one_for_one().with_intensity(Intensity::new(0, secs(5)))).await;
+    let bad = || {
+        Child::new("a", async |_: Context| Err::<(), _>(std::io::Error::other("no port")))
+            .with_readiness(secs(5))
+    };
+    for _ in 0..3 {
+        let error = s.add(bad()).await.unwrap_err();
+        assert_eq!(error.to_string(), "child `a` did not start: no port");
+    }
+    let late = Child::new("a", async |ctx: Context| ctx.cancelled().await).with_readiness(secs(5));
+    let error = s.add(late).await.unwrap_err();
+    assert_eq!(error.to_string(), "child `a` did not start: not ready within 5s");
+    let snapshot = s.snapshot();
+    assert_eq!((snapshot.children.len(), snapshot.state), (0, SupervisorState::Running));
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_wait_for_the_sequence_and_for_each_other_in_order() {
+    let log = Log::new();
+    let s = tolerant(Supervisor::one_for_one())
+        .with_child(log.child("a").with_readiness(secs(60)))
+        .spawn()
+        .unwrap();
+    let commands = async {
+        tokio::join!(
+            s.add(log.child("b")),
+            s.add(log.child("c")),
+            s.stop_child("b"),
+            s.remove_child("c"),
+            s.add(log.child("b"))
+        )
+    };
+    let ready = async {
+        settle().await;
+        assert_eq!(log.take(), "+a");
+        log.tell("a", Order::Ready).await;
+    };
+    let ((b, c, stop, remove, again), ()) = tokio::join!(commands, ready);
+    assert_eq!((b, c, stop, remove), (Ok(()), Ok(()), Ok(()), Ok(())));
+    assert_eq!(again, Err(CommandError::AlreadyExists("b".into())));
+    // In the order in which they came, each as a whole: by the time `b` runs, it is told to stop.
+    let lines = log.take();
+    assert!(lines.starts_with("+b") || lines.starts_with("-b") || lines.is_empty(), "{lines}");
+    assert_eq!(s.snapshot().child("b").unwrap().state, ChildState::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_commands_on_one_child_in_a_pool() {
+    let log = Log::new();
+    let s = up(tolerant(Supervisor::pool()).with_child(log.child_with("a", secs(1)))).await;
+    let (one, two) = tokio::join!(s.stop_child("a"), s.remove_child("a"));
+    assert_eq!((one, two), (Ok(()), Err(CommandError::Stopping("a".into()))));
+    assert_eq!(s.snapshot().child("a").unwrap().state, ChildState::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_command_is_carried_out_all_the_same() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one()).await;
+    let mut add = Box::pin(s.add(log.child("a")));
+    assert!(futures_poll_once(&mut add).await);
+    drop(add);
+    settle().await;
+    assert_eq!(log.take(), "+a");
+    drop(s.add(log.child("b")));
+    settle().await;
+    assert_eq!(log.take(), "");
+}
+
+async fn futures_poll_once<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_pending()))
+        .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_a_child_by_name_takes_no_longer_than_its_time() {
+    let deaf = Child::new("deaf", async |_: Context| std::future::pending::<()>().await)
+        .with_shutdown(Shutdown::Timeout(secs(1)));
+    let s = up(tolerant(Supervisor::one_for_one()).with_child(deaf)).await;
+    let mut events = s.events();
+    let started = Instant::now();
+    s.stop_child("deaf").await.unwrap();
+    assert!(started.elapsed() < secs(1) + Duration::from_millis(5));
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        seen.push(events.recv().await.unwrap());
+    }
+    assert_eq!(seen[0].kind.name(), "aborted");
+    assert!(matches!(&seen[1].kind, async_supervisor::EventKind::Exited { exit: Exit::Aborted, .. }));
+}

@@ -1,0 +1,78 @@
+//! Bad input: refused with the field and the value, and nothing is started.
+
+use std::time::Duration;
+
+use async_supervisor::{AutoShutdown, Backoff, Child, Context, Every, Restart, StartError, Supervisor};
+
+fn child(name: &str) -> Child {
+    Child::new(name, async |ctx: Context| ctx.cancelled().await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_refused_by_field_and_value() {
+    let one = Supervisor::one_for_one;
+    let second = Duration::from_secs(1);
+    let cases = [
+        (
+            one().with_children([child("a"), child("a")]),
+            "invalid `child.name`: a; expected a name of its own",
+        ),
+        (
+            one().with_max_children(1).with_children([child("a"), child("b")]),
+            "invalid `max_children`: 1; expected at least the 2 there are",
+        ),
+        (
+            one().with_auto_shutdown(AutoShutdown::AnySignificant).with_child(child("a").with_significant()),
+            "invalid `child.significant`: true; expected a restart other than permanent, which never ends for good, for child `a`",
+        ),
+        (
+            one().with_child(child("a").with_restart(Restart::Transient).with_significant()),
+            "invalid `child.significant`: true; expected an auto_shutdown of the supervisor, for child `a`",
+        ),
+        (
+            one().with_child(child("a").with_heartbeat(Duration::ZERO)),
+            "invalid `child.heartbeat`: 0ns; expected more than zero, for child `a`",
+        ),
+        (
+            one().with_child(child("a").with_backoff(Backoff::exponential(second, second / 2))),
+            "invalid `backoff.cap`: 500ms; expected at least the base, for child `a`",
+        ),
+        (
+            one().with_child(child("a").with_backoff(Backoff::default().with_factor(f64::NAN))),
+            "invalid `backoff.factor`: NaN; expected a finite number of at least 1, for child `a`",
+        ),
+        (
+            one().with_child(Child::periodic("a", Every::new(Duration::ZERO), async |_: Context| {})),
+            "invalid `every.period`: 0ns; expected more than zero, for child `a`",
+        ),
+        (
+            one().with_child(Child::periodic(
+                "a",
+                Every::new(second).with_jitter(1.5),
+                async |_: Context| {},
+            )),
+            "invalid `every.jitter`: 1.5; expected a fraction from 0 to 1, for child `a`",
+        ),
+    ];
+    for (supervisor, text) in cases {
+        let nested = Supervisor::one_for_one().with_child(supervisor.clone().with_name("sub").into_child());
+        let StartError::Config(error) = supervisor.start().await.unwrap_err() else { panic!("{text}") };
+        assert_eq!(error.to_string(), text);
+        // Below, it is the child's failure to start.
+        let error = nested.start().await.unwrap_err();
+        let StartError::Child(down) = error else { panic!("{error}") };
+        assert_eq!(down.to_string(), format!("supervisor `supervisor` did not start: `sub`: {text}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn extreme_durations_are_what_they_say() {
+    let forever = Duration::MAX;
+    let supervisor = Supervisor::one_for_all()
+        .with_stop_budget(forever)
+        .with_abort_grace(forever)
+        .with_child(child("a").with_readiness(forever).with_heartbeat(forever))
+        .with_child(child("b").with_backoff(Backoff::constant(forever)));
+    let running = supervisor.spawn().unwrap();
+    assert!(running.stop().await.is_clean());
+}

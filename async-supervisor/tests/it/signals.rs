@@ -1,0 +1,151 @@
+//! Real processes and real signals: this test binary starts itself again as the program that gets them.
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child as Process, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use async_supervisor::{Child, Context, Shutdown, Supervisor};
+
+const ROLE: &str = "SUPERVISOR_TEST_ROLE";
+
+/// The program under test; a no-op when the tests run as usual.
+#[test]
+fn program() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let say = |line: &str| {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "@{line}").unwrap();
+        out.flush().unwrap();
+    };
+    let lock = std::env::var("SUPERVISOR_TEST_LOCK").ok();
+    let report = runtime.block_on(async {
+        let orderly = |name: &'static str| {
+            Child::new(name, async |ctx: Context| {
+                ctx.cancelled().await;
+                println!("@-{}", ctx.name());
+            })
+        };
+        let deaf = Child::new("deaf", async |_: Context| std::future::pending::<()>().await)
+            .with_shutdown(Shutdown::Timeout(Duration::from_secs(3600)));
+        let held = Child::blocking("held", move |ctx: Context| {
+            // Something that a killed process must not keep from its successor.
+            let file = lock
+                .as_ref()
+                .map(|path| std::fs::File::options().create(true).append(true).open(path).unwrap());
+            if let Some(file) = &file {
+                file.try_lock().expect("nobody holds it");
+            }
+            ctx.ready();
+            tokio::runtime::Handle::current().block_on(ctx.cancelled());
+        })
+        .with_readiness(Duration::from_secs(60));
+        let mut supervisor = Supervisor::one_for_one().with_children([orderly("a"), held, orderly("b")]);
+        if role == "deaf" {
+            supervisor = supervisor.with_child(deaf);
+        }
+        let running = supervisor.start().await.unwrap();
+        // By its first poll it listens to signals.
+        tokio::join!(running.run_until_signal(), async { say("up") }).0.unwrap()
+    });
+    say(&format!("{report}"));
+    std::process::exit(i32::from(!report.is_clean()));
+}
+
+struct Program {
+    process: Process,
+    out: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn start(role: &str, lock: &std::path::Path) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "signals::program", "--nocapture"])
+            .env(ROLE, role)
+            .env("SUPERVISOR_TEST_LOCK", lock)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(process.stdout.take().unwrap());
+        let mut program = Self { process, out };
+        assert_eq!(program.line(), "up");
+        program
+    }
+
+    /// The next line of the program's own.
+    fn line(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.out.read_line(&mut line).unwrap(), 0, "the program ended");
+            if let Some((_, line)) = line.trim_end().split_once('@') {
+                return line.to_owned();
+            }
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+    }
+}
+
+fn lock(name: &str) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("async-supervisor-{name}-{}", std::process::id()))
+}
+
+#[test]
+fn sigterm_and_sigint_stop_it_in_order_with_a_report() {
+    for signal in ["-TERM", "-INT"] {
+        let path = lock(signal);
+        let mut program = Program::start("orderly", &path);
+        program.signal(signal);
+        assert_eq!(program.line(), "-b");
+        assert_eq!(program.line(), "-a");
+        let report = program.line();
+        assert!(report.starts_with("supervisor `supervisor` stopped (in "), "{report}");
+        assert_eq!(program.process.wait().unwrap().code(), Some(0));
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn a_second_signal_forces() {
+    let path = lock("forced");
+    let mut program = Program::start("deaf", &path);
+    program.signal("-TERM");
+    // `deaf` would take an hour.
+    program.signal("-TERM");
+    let report = loop {
+        let line = program.line();
+        if line.starts_with("supervisor") {
+            break line;
+        }
+    };
+    assert!(report.contains("; aborted: ") && report.ends_with("deaf"), "{report}");
+    assert_eq!(program.process.wait().unwrap().code(), Some(1));
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn sigkill_leaves_nothing_that_blocks_the_next_start() {
+    let path = lock("killed");
+    let program = Program::start("orderly", &path);
+    program.signal("-KILL");
+    assert_eq!(program_status(program).code(), None);
+    let mut next = Program::start("orderly", &path);
+    next.signal("-TERM");
+    assert_eq!(next.line(), "-b");
+    assert_eq!(next.process.wait().unwrap().code(), Some(0));
+    std::fs::remove_file(path).unwrap();
+}
+
+fn program_status(mut program: Program) -> ExitStatus {
+    program.process.wait().unwrap()
+}

@@ -1,0 +1,175 @@
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use async_policy::testing::drop_at_every_await;
+use async_policy::{Deadline, Reason};
+use async_supervisor::{EventKind, Exit, Shutdown, Supervisor, Tasks};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use crate::common::{settle, up};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn tasks(limit: usize) -> Tasks {
+    Tasks::new("jobs", NonZeroUsize::new(limit).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_error_and_no_panic_is_lost() {
+    let tasks = tasks(8);
+    tasks.spawn("good", async {}).await.unwrap();
+    tasks.spawn("bad", async { Err::<(), _>("no paper") }).await.unwrap();
+    tasks
+        .spawn("worse", async {
+            if true {
+                panic!("boom")
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(tasks.next_failure().await.unwrap().to_string(), "task `bad` failed: no paper");
+    let report = tasks.shutdown(secs(1)).await;
+    assert_eq!(
+        report.failures.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["task `worse` panicked: boom"]
+    );
+    assert!(report.leaked.is_empty());
+    assert!(tasks.next_failure().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_room_for_so_many_and_a_failure_keeps_its_place_until_it_is_taken() {
+    let tasks = tasks(2);
+    let (go, wait) = oneshot::channel::<()>();
+    tasks.try_spawn("one", async { drop(wait.await) }).unwrap();
+    tasks.try_spawn("two", async { Err::<(), _>("no") }).unwrap();
+    settle().await;
+    assert_eq!(tasks.names(), ["one".into()]);
+    let refused = tasks.try_spawn("three", async {}).unwrap_err();
+    assert_eq!((refused.reason(), refused.name()), (Reason::LimitReached, Some("jobs")));
+    assert!(tasks.next_failure().await.is_some());
+    tasks.try_spawn("three", async {}).unwrap();
+    settle().await;
+    // Those that wait get their turn in order.
+    tasks.try_spawn("four", std::future::pending::<()>()).unwrap();
+    let mut five = Box::pin(tasks.spawn("five", async {}));
+    tokio::select! { biased; _ = &mut five => panic!(), () = settle() => {} }
+    go.send(()).unwrap();
+    five.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_has_passed_and_a_shutdown_refuse() {
+    let tasks = tasks(2);
+    let late = Deadline::at(Instant::now()).scope(tasks.spawn("late", async {}));
+    assert_eq!(late.await.unwrap_err().reason(), Reason::DeadlineTooClose);
+    tasks.close();
+    assert_eq!(tasks.spawn("late", async {}).await.unwrap_err().reason(), Reason::ShutDown);
+    assert_eq!(tasks.try_spawn("late", async {}).unwrap_err().reason(), Reason::ShutDown);
+    assert!(tasks.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_drains_then_aborts() {
+    let tasks = tasks(8);
+    for seconds in [1, 3, 3600] {
+        tasks.spawn(format!("{seconds}"), sleep(secs(seconds))).await.unwrap();
+    }
+    let started = Instant::now();
+    let report = tasks.shutdown(secs(5)).await;
+    assert!(started.elapsed() < secs(5) + Duration::from_millis(5));
+    assert_eq!(report.failures.len(), 1);
+    assert_eq!(&*report.failures[0].task, "3600");
+    assert!(matches!(report.failures[0].exit, Exit::Aborted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_last_handle_is_dropped_all_tasks_end() {
+    let tasks = tasks(8);
+    let (tx, rx) = oneshot::channel::<()>();
+    let task = async move {
+        let _tx = tx;
+        std::future::pending::<()>().await;
+    };
+    tasks.spawn("a", task).await.unwrap();
+    let clone = tasks.clone();
+    drop(tasks);
+    settle().await;
+    assert_eq!(clone.len(), 1);
+    drop(clone);
+    assert!(rx.await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_a_child_failures_are_events_and_a_stop_drains_in_order() {
+    let tasks = tasks(8);
+    let s = up(Supervisor::one_for_one().with_name("root").with_child(tasks.child())).await;
+    let mut events = s.events();
+    tasks.spawn("bad", async { Err::<(), _>("no paper") }).await.unwrap();
+    settle().await;
+    assert_eq!(events.recv().await.unwrap().to_string(), "root/jobs: task `bad` failed: no paper");
+    tasks
+        .spawn("slow", async {
+            sleep(secs(3)).await;
+            Err::<(), _>("late")
+        })
+        .await
+        .unwrap();
+    let started = Instant::now();
+    let report = s.stop().await;
+    assert!(report.is_clean(), "{report}");
+    assert!(started.elapsed() >= secs(3));
+    assert_eq!(tasks.try_spawn("late", async {}).unwrap_err().reason(), Reason::ShutDown);
+    let mut failed = Vec::new();
+    while let Some(event) = events.recv().await {
+        if let EventKind::TaskFailed { task, .. } = event.kind {
+            failed.push(task);
+        }
+    }
+    assert_eq!(failed, ["slow".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_a_child_that_takes_too_long_it_is_aborted_with_its_tasks_and_started_again_it_takes_more() {
+    let tasks = tasks(8);
+    let child = tasks.child().with_shutdown(Shutdown::Timeout(secs(1)));
+    let s = up(Supervisor::one_for_one().with_child(child)).await;
+    tasks.spawn("endless", std::future::pending::<()>()).await.unwrap();
+    s.stop_child("jobs").await.unwrap();
+    settle().await;
+    assert!(tasks.is_empty());
+    s.start_child("jobs").await.unwrap();
+    settle().await;
+    tasks.spawn("again", async {}).await.unwrap();
+    assert!(s.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_at_every_await_neither_a_place_nor_a_failure_is_lost() {
+    let tasks = tasks(1);
+    let make = || async {
+        tasks
+            .spawn("a", async {
+                sleep(secs(1)).await;
+                Err::<(), _>("no")
+            })
+            .await
+            .unwrap();
+        tasks.next_failure().await.unwrap();
+        tasks.spawn("b", sleep(secs(1))).await.unwrap();
+        tasks.spawn("c", sleep(secs(1))).await.unwrap();
+    };
+    let points = drop_at_every_await(make, async |_| {
+        // Whatever went on, the one place comes free again, and each failure can be taken.
+        sleep(secs(3)).await;
+        while let Ok(Some(_)) = tokio::time::timeout(secs(1), tasks.next_failure()).await {}
+        assert!(tasks.is_empty());
+        tasks.try_spawn("free", async {}).unwrap();
+        settle().await;
+    })
+    .await;
+    assert!(points >= 2, "{points}");
+}
