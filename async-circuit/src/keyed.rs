@@ -2,7 +2,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_policy::Name;
@@ -67,9 +67,15 @@ struct Slot<K> {
     hash: u64,
     key: K,
     breaker: CircuitBreaker,
-    /// Used since the hand last came by. Readers write it only when it is not set yet.
-    used: AtomicBool,
+    /// `IDLE`, `NEW` or `USED`. Readers write it only when it is not `USED` yet.
+    use_of: AtomicU8,
 }
+
+/// Not used since the hand last came by.
+const IDLE: u8 = 0;
+/// Made, and not used again since: goes before those that were.
+const NEW: u8 = 1;
+const USED: u8 = 2;
 
 impl<K: Hash + Eq> CircuitBreakers<K> {
     pub(crate) fn from_parts(name: Option<Name>, config: Arc<Config>, max: NonZeroUsize) -> Self {
@@ -155,7 +161,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
                 let mut shard = shard.0.write().unwrap_or_else(PoisonError::into_inner);
                 for at in (0..shard.slots.len()).rev() {
                     let slot = &shard.slots[at];
-                    if !slot.used.swap(false, Relaxed) && slot.breaker.is_evictable() {
+                    if slot.use_of.swap(IDLE, Relaxed) == IDLE && slot.breaker.is_evictable() {
                         idle.push(shard.remove(at));
                     }
                 }
@@ -211,7 +217,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
                 None => return breaker,
             };
         }
-        shard.insert(Slot { hash, key, breaker: breaker.clone(), used: AtomicBool::new(true) });
+        shard.insert(Slot { hash, key, breaker: breaker.clone(), use_of: AtomicU8::new(NEW) });
         breaker
     }
 
@@ -232,8 +238,8 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
 
 impl<K> Slot<K> {
     fn touch(&self) -> CircuitBreaker {
-        if !self.used.load(Relaxed) {
-            self.used.store(true, Relaxed);
+        if self.use_of.load(Relaxed) != USED {
+            self.use_of.store(USED, Relaxed);
         }
         self.breaker.clone()
     }
@@ -274,7 +280,7 @@ impl<K> Shard<K> {
         self.slots.swap_remove(at)
     }
 
-    /// Which one to evict: the next that was not used since the hand last came by, or the first that was.
+    /// Which one to evict: the next that was not used again since it was made or the hand last came by, or the first that was.
     fn candidate(&mut self) -> Option<usize> {
         let mut second_best = None;
         for _ in 0..LOOKS.min(self.slots.len() * 2) {
@@ -284,7 +290,7 @@ impl<K> Shard<K> {
             if !slot.breaker.is_evictable() {
                 continue;
             }
-            if !slot.used.swap(false, Relaxed) {
+            if slot.use_of.swap(IDLE, Relaxed) != USED {
                 return Some(at);
             }
             second_best = second_best.or(Some(at));

@@ -10,7 +10,9 @@
 //! | any | the mode is set, the breaker reset or restored | what that says |
 //!
 //! 1. Each transition starts a new epoch; a result from an earlier epoch changes no window and no state.
-//! 2. In half-open, probes in flight plus probes answered are never more than `probes`.
+//! 2. In half-open, probes in flight plus probes answered are never more than `probes`. Nor are probes in flight, those of
+//!    earlier half-open times among them for as long as their time would have lasted: a decision may come before
+//!    all have answered.
 //! 3. An aborted or ignored probe gives its place back.
 //! 4. Nothing but a failure or a slow call opens a closed circuit.
 
@@ -43,6 +45,15 @@ enum Phase {
 struct Ramp {
     since: Duration,
     credit: f64,
+}
+
+/// Probes that were in flight when the circuit stopped waiting for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stragglers {
+    epoch: u64,
+    count: u32,
+    /// When their time would have been over: after that they are taken to hang.
+    until: Duration,
 }
 
 /// The stamp of a call that was let in.
@@ -104,6 +115,7 @@ pub(crate) struct Circuit {
     meters: Box<[Meter]>,
     /// How often it opened since the last recovery.
     openings: u32,
+    stragglers: Vec<Stragglers>,
     totals: Totals,
     outbox: VecDeque<Turn>,
     /// Someone is telling the transitions of the outbox, and will tell the next ones too.
@@ -121,6 +133,7 @@ impl Circuit {
             counted: 0,
             meters,
             openings: 0,
+            stragglers: Vec::new(),
             totals: Totals::default(),
             outbox: VecDeque::new(),
             telling: false,
@@ -227,14 +240,20 @@ impl Circuit {
         match self.phase {
             Phase::Open { until: Duration::MAX } => Some(Refusal::open(Duration::MAX)),
             Phase::Open { until } if now < until => Some(Refusal::open(until - now)),
-            // Nobody knows when the probes will answer.
-            Phase::HalfOpen { until, in_flight, good, bad }
-                if now < until && in_flight + good + bad >= self.config.probes.get() =>
-            {
-                Some(Refusal { reason: Reason::ProbesTaken, retry_after: None })
+            Phase::HalfOpen { until, in_flight, good, bad } if now < until => {
+                let probes = self.config.probes.get();
+                let taken = in_flight + good + bad >= probes || in_flight + self.straggling(now) >= probes;
+                // Nobody knows when the probes will answer.
+                taken.then_some(Refusal { reason: Reason::ProbesTaken, retry_after: None })
             }
             _ => None,
         }
+    }
+
+    /// Probes of earlier half-open times that may still be in flight.
+    fn straggling(&self, now: Duration) -> u32 {
+        let at_large = self.stragglers.iter().filter(|stragglers| now < stragglers.until);
+        at_large.map(|stragglers| stragglers.count).sum()
     }
 
     /// What a call that is only looking would be told: in a mode that refuses nothing, nothing.
@@ -256,6 +275,9 @@ impl Circuit {
         }
         self.totals.slow += u64::from(slow);
         if stamp.epoch != self.epoch {
+            if let Some(stragglers) = self.stragglers.iter_mut().find(|left| left.epoch == stamp.epoch) {
+                stragglers.count -= 1;
+            }
             return slow;
         }
         let counts = !matches!(ending, Ending::Ignored | Ending::Aborted);
@@ -327,6 +349,13 @@ impl Circuit {
 
     fn turn(&mut self, phase: Phase, cause: Cause, now: Duration) {
         let from = self.state();
+        self.stragglers.retain(|left| left.count > 0 && now < left.until);
+        if let Phase::HalfOpen { until, in_flight: count, .. } = self.phase
+            && count > 0
+            && now < until
+        {
+            self.stragglers.push(Stragglers { epoch: self.epoch, count, until });
+        }
         self.phase = phase;
         self.epoch += 1;
         let open_for = match phase {

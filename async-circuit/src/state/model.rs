@@ -94,9 +94,18 @@ struct Naive {
     epoch: u64,
     openings: u32,
     records: Vec<Record>,
+    /// Every probe ever: its epoch and number, when its half-open time is over, whether it has ended.
+    all_probes: Vec<((u64, usize), u64, bool)>,
 }
 
 impl Naive {
+    fn probes_in_flight(&self, now: u64) -> usize {
+        self.all_probes
+            .iter()
+            .filter(|((epoch, _), until, ended)| !ended && (*epoch == self.epoch || now < *until))
+            .count()
+    }
+
     fn go(&mut self, place: Place) {
         self.epoch += 1;
         self.place = place;
@@ -120,15 +129,18 @@ impl Naive {
         if matches!(self.place, Place::Open { until } if until <= now) {
             self.go(Place::HalfOpen { until: now + self.limit, probes: Vec::new() });
         }
+        let in_flight = self.probes_in_flight(now);
         match &mut self.place {
             Place::Closed => Some((self.epoch, 0)),
             Place::Open { .. } => None,
-            Place::HalfOpen { probes, .. } => {
+            Place::HalfOpen { probes, until } => {
                 // In flight or answered; those that told nothing have made room.
                 let taken = probes.iter().filter(|probe| !matches!(probe, Some(None))).count();
-                (taken < self.probes as usize).then(|| {
+                (taken.max(in_flight) < self.probes as usize).then(|| {
                     probes.push(None);
-                    (self.epoch, probes.len() - 1)
+                    let call = (self.epoch, probes.len() - 1);
+                    self.all_probes.push((call, *until, false));
+                    call
                 })
             }
         }
@@ -136,6 +148,9 @@ impl Naive {
 
     fn record(&mut self, (epoch, probe): (u64, usize), ending: Ending, took: u64, now: u64) {
         self.tick(now);
+        if let Some(probe) = self.all_probes.iter_mut().find(|(call, ..)| *call == (epoch, probe)) {
+            probe.2 = true;
+        }
         if epoch != self.epoch {
             return;
         }
@@ -234,6 +249,7 @@ proptest! {
         let mut naive = Naive {
             rules, probes, in_a_row, open_for, cap, limit,
             place: Place::Closed, epoch: 0, openings: 0, records: Vec::new(),
+            all_probes: Vec::new(),
         };
         let (mut now, mut calls) = (0_u64, Vec::new());
         for step in steps {

@@ -253,6 +253,29 @@ fn a_hung_probe_cannot_block_the_circuit() {
 }
 
 #[test]
+fn a_probe_that_was_not_waited_for_still_takes_its_place_until_its_time_is_over() {
+    let mut circuit = circuit_with(|config| {
+        config.trip = rate(0.5, 10, 1).into();
+        (config.probes, config.open_for) = (n(2), at(1.0).into());
+    });
+    feed(&mut circuit, 0.0, "F");
+    let slow = admit(&mut circuit, 1.0);
+    feed(&mut circuit, 1.0, "F");
+    assert_eq!(circuit.state(), State::Open, "one of two is half");
+    let one = admit(&mut circuit, 2.0);
+    assert_eq!(refused(&mut circuit, 2.0).reason, Reason::ProbesTaken, "two are in flight");
+    end(&mut circuit, slow, Ending::Success, 3.0);
+    let two = admit(&mut circuit, 3.0);
+    end(&mut circuit, one, Ending::Failure, 3.0);
+    // The second hangs: after its time it is counted no more.
+    assert_eq!(admit(&mut circuit, 4.0).epoch, circuit.epoch());
+    assert_eq!(refused(&mut circuit, 4.0).reason, Reason::ProbesTaken);
+    admit(&mut circuit, 62.0);
+    end(&mut circuit, two, Ending::Success, 63.0);
+    assert_eq!(circuit.state(), State::HalfOpen);
+}
+
+#[test]
 fn a_probe_that_answers_after_the_limit_decides_nothing() {
     let mut circuit = circuit(rate(0.5, 10, 1), 1);
     feed(&mut circuit, 0.0, "F");

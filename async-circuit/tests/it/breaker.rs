@@ -1,7 +1,10 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use async_circuit::{CircuitBreaker, Failure, Guard, Operation, Policy, State, Trip, Verdict};
+use async_circuit::{
+    CircuitBreaker, CircuitBreakerBuilder, Failure, Guard, OpenTime, Operation, Policy, Recovery, Rejection,
+    State, Trip, Verdict,
+};
 use async_policy::{PolicyKind, Reason, Timeout};
 use tokio::time::advance;
 
@@ -133,13 +136,157 @@ async fn permits_report_by_hand() {
     assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Some(Duration::from_secs(1)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn slow_calls_open_it_too() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let slow = Trip::slow_rate(0.5, Duration::from_millis(100)).with_min_calls(n(4));
+    let breaker = CircuitBreaker::builder().with_trip(Trip::failure_rate(0.5).or(slow)).build().unwrap();
+    let call = async |millis| {
+        let op = || async move {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            Ok::<_, ()>(())
+        };
+        breaker.call(op).await
+    };
+    for millis in [10, 150, 100] {
+        call(millis).await.unwrap();
+    }
+    assert_eq!(breaker.state(), State::Closed);
+    call(150).await.unwrap();
+    assert_eq!(breaker.state(), State::Open);
+    assert_eq!(breaker.snapshot().totals.slow, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_over_time_counts_without_the_lock_and_forgets() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let trip = Trip::failure_rate(0.5).within(Duration::from_secs(10)).with_min_calls(n(2));
+    let breaker = CircuitBreaker::builder().with_trip(trip).build().unwrap();
+    for _ in 0..100 {
+        breaker.call(async || Ok::<_, ()>(())).await.unwrap();
+    }
+    fail(&breaker, 99).await;
+    assert_eq!(
+        (breaker.state(), breaker.snapshot().calls, breaker.snapshot().failures),
+        (State::Closed, 199, 99)
+    );
+    advance(Duration::from_secs(10)).await;
+    assert_eq!(breaker.snapshot().calls, 0);
+    fail(&breaker, 1).await;
+    assert_eq!(breaker.state(), State::Closed);
+    fail(&breaker, 1).await;
+    assert_eq!(breaker.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_knows_whether_it_is_a_probe() {
+    let breaker = quick();
+    assert!(!breaker.try_acquire().unwrap().is_probe());
+    fail(&breaker, 2).await;
+    advance(Duration::from_secs(1)).await;
+    let probe = breaker.try_acquire().unwrap();
+    assert!(probe.is_probe());
+    let refusal = breaker.try_acquire().unwrap_err();
+    assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::ProbesTaken, None));
+    probe.success();
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn endings_are_told_apart() {
+    let breaker = CircuitBreaker::new();
+    breaker.try_acquire().unwrap().success();
+    breaker.try_acquire().unwrap().failure();
+    breaker.try_acquire().unwrap().ignore();
+    drop(breaker.try_acquire().unwrap());
+    let task = tokio::spawn({
+        let breaker = breaker.clone();
+        async move { breaker.call(|| async { boom() }).await }
+    });
+    task.await.unwrap_err();
+    let totals = breaker.snapshot().totals;
+    assert_eq!((totals.failures, totals.ignored, totals.aborted, totals.panics), (1, 1, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fallback_takes_the_place_of_a_refusal_by_this_breaker_only() {
+    let breaker = quick();
+    assert_eq!(breaker.call_or(async || Ok::<_, ()>(7), 8).await, Ok(7));
+    let failed = breaker.call_or(async || Err::<u32, _>("down"), 8).await;
+    assert_eq!(failed, Err(Failure::Operation("down")));
+    fail(&breaker, 2).await;
+    assert_eq!(breaker.call_or(async || Ok::<_, ()>(7), 8).await, Ok(8));
+    let cached = async |refusal: Rejection| Ok::<_, Failure<()>>(refusal.retry_after().unwrap().as_millis());
+    assert_eq!(breaker.call_or_else(async || Ok(7), cached).await, Ok(1000));
+
+    // A refusal from inside is not this breaker's.
+    let outer = quick();
+    let inside = || async { breaker.call(async || Ok::<_, ()>(7)).await };
+    let inner_refusal = outer.execute(inside).await.unwrap_err();
+    assert!(matches!(inner_refusal, Failure::Rejected(_)));
+    let lifted = outer.call_or(inside, 8).await;
+    assert!(matches!(lifted, Err(Failure::Operation(Failure::Rejected(_)))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_go_into_tasks() {
+    let breaker = quick();
+    let task = tokio::spawn({
+        let breaker = breaker.clone();
+        async move {
+            let first = breaker.call_or_else(|| async { Ok::<_, String>(1) }, |_| async { Ok(0) }).await?;
+            Ok::<_, Failure<String>>(first + breaker.run(async { Ok::<_, Failure<String>>(2) }).await?)
+        }
+    });
+    assert_eq!(task.await.unwrap(), Ok(3));
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_with_the_field_and_the_value() {
-    let rate =
-        |rate| CircuitBreaker::builder().with_trip(Trip::failure_rate(rate)).build().unwrap_err().to_string();
-    assert_eq!(rate(0.0), "invalid `trip.rate`: 0; expected above 0 and at most 1");
-    assert_eq!(rate(f64::NAN), "invalid `trip.rate`: NaN; expected above 0 and at most 1");
-    assert_eq!(rate(1.5), "invalid `trip.rate`: 1.5; expected above 0 and at most 1");
-    let error = CircuitBreaker::builder().with_open_for(Duration::ZERO).build().unwrap_err();
-    assert_eq!(error.to_string(), "invalid `open_for`: 0s; expected a time above zero");
+    let error = |change: fn(CircuitBreakerBuilder) -> CircuitBreakerBuilder| {
+        change(CircuitBreaker::builder()).build().unwrap_err().to_string()
+    };
+    let secs = Duration::from_secs;
+    const RATE: &str = "expected above 0 and at most 1";
+    for (rate, value) in [(0.0, "0"), (f64::NAN, "NaN"), (1.5, "1.5"), (-1.0, "-1")] {
+        let trip = Trip::consecutive_failures(NonZeroU32::MIN).or(Trip::failure_rate(rate));
+        let error = CircuitBreaker::builder().with_trip(trip).build().unwrap_err().to_string();
+        assert_eq!(error, format!("invalid `trip.rate`: {value}; {RATE}"));
+    }
+    assert_eq!(
+        error(|b| b.with_recovery(Recovery::FailureRate(2.0))),
+        format!("invalid `recovery.rate`: 2; {RATE}")
+    );
+    assert_eq!(
+        error(|b| b.with_open_for(Duration::ZERO)),
+        "invalid `open_for`: 0s; expected a time above zero"
+    );
+    assert_eq!(error(|b| b.with_ramp(Duration::ZERO)), "invalid `ramp`: 0s; expected a time above zero");
+    assert_eq!(
+        error(|b| b.with_half_open_limit(Duration::ZERO)),
+        "invalid `half_open_limit`: 0s; expected a time above zero"
+    );
+    assert_eq!(
+        error(|b| b.with_trip(Trip::slow_rate(0.5, Duration::ZERO))),
+        "invalid `trip.slower_than`: 0s; expected a time above zero"
+    );
+    assert_eq!(
+        error(|b| b.with_trip(Trip::failure_rate(0.5).within(Duration::from_micros(10)))),
+        "invalid `trip.within`: 10µs; expected at least 1ms"
+    );
+    assert_eq!(
+        error(|b| b.with_trip(Trip::failure_rate(0.5).of_last(NonZeroU32::MAX))),
+        "invalid `trip.of_last`: 4294967295; expected at most 16777216"
+    );
+    let growing = |base, cap| OpenTime::growing(secs(base), secs(cap));
+    let open_for = |time| CircuitBreaker::builder().with_open_for(time).build().unwrap_err().to_string();
+    assert_eq!(open_for(growing(5, 4)), "invalid `open_for.cap`: 4s; expected at least the base, 5s");
+    assert_eq!(
+        open_for(growing(5, 6).with_factor(0.5)),
+        "invalid `open_for.factor`: 0.5; expected 1 or more, and finite"
+    );
+    assert_eq!(
+        open_for(growing(5, 6).with_jitter(1.1)),
+        "invalid `open_for.jitter`: 1.1; expected from 0 to 1"
+    );
 }

@@ -2,5 +2,9 @@
 
 mod breaker;
 mod cancel;
+mod control;
+mod events;
+mod keyed;
+mod stampede;
 #[cfg(feature = "tower")]
 mod tower;

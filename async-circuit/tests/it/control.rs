@@ -1,0 +1,179 @@
+//! Control by hand, and what outlives the process.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, SystemTime};
+
+use async_circuit::{CircuitBreaker, Mode, OpenTime, Policy, Saved, State, Trip};
+use tokio::time::advance;
+
+use crate::breaker::quick;
+
+async fn call(breaker: &CircuitBreaker, ok: bool) -> bool {
+    let result = breaker.call(async || if ok { Ok(()) } else { Err(()) }).await;
+    !matches!(result, Err(async_circuit::Failure::Rejected(_)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn forced_open_refuses_until_told_otherwise_and_names_no_time() {
+    let breaker = quick();
+    breaker.set_mode(Mode::ForcedOpen);
+    advance(Duration::from_secs(86_400)).await;
+    assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), None);
+    assert_eq!((breaker.state(), breaker.snapshot().mode), (State::Open, Mode::ForcedOpen));
+    breaker.set_mode(Mode::Automatic);
+    assert!(call(&breaker, true).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn forced_closed_counts_and_disabled_does_not_and_neither_opens() {
+    let breaker = quick();
+    for (mode, counted) in [(Mode::ForcedClosed, 4), (Mode::Disabled, 0)] {
+        breaker.set_mode(mode);
+        for _ in 0..10 {
+            assert!(call(&breaker, false).await);
+        }
+        assert_eq!((breaker.state(), breaker.snapshot().failures), (State::Closed, counted), "{mode:?}");
+    }
+    breaker.reset();
+    assert!(call(&breaker, false).await && call(&breaker, false).await);
+    assert_eq!((breaker.state(), breaker.snapshot().mode), (State::Open, Mode::Automatic));
+}
+
+#[tokio::test(start_paused = true)]
+async fn observing_shows_what_the_rules_would_do() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(n(2)))
+        .with_open_for(Duration::from_secs(1))
+        .with_mode(Mode::ObserveOnly)
+        .build()
+        .unwrap();
+    for _ in 0..10 {
+        assert!(call(&breaker, false).await);
+    }
+    let snapshot = breaker.snapshot();
+    assert_eq!((snapshot.state, snapshot.totals.would_refuse), (State::Open, 8));
+    advance(Duration::from_secs(1)).await;
+    assert!(call(&breaker, true).await);
+    assert_eq!(breaker.state(), State::Closed);
+    breaker.reset();
+    assert_eq!(breaker.snapshot().mode, Mode::ObserveOnly, "as it was built");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reset_forgets_the_calls_and_those_in_flight() {
+    let breaker = quick();
+    let in_flight = breaker.try_acquire().unwrap();
+    breaker.try_acquire().unwrap().failure();
+    breaker.reset();
+    in_flight.failure();
+    assert_eq!((breaker.state(), breaker.snapshot().calls), (State::Closed, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_chooses_the_open_time_from_what_it_sees() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::failure_rate(0.5).of_last(n(4)).with_min_calls(n(2)))
+        .with_open_for(OpenTime::by(|snapshot| {
+            assert_eq!(snapshot.state, State::Open);
+            Duration::from_millis(100 * snapshot.failures + 1000 * u64::from(snapshot.reopenings))
+        }))
+        .build()
+        .unwrap();
+    for (ok, open_for) in [(false, 200), (false, 1200)] {
+        while breaker.state() != State::Open {
+            call(&breaker, ok).await;
+        }
+        assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Some(Duration::from_millis(open_for)));
+        advance(Duration::from_millis(open_for)).await;
+        breaker.try_acquire().unwrap().failure();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ramp_refuses_some_calls_and_names_no_time() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(n(1)))
+        .with_ramp(Duration::from_secs(9))
+        .with_open_for(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    breaker.try_acquire().unwrap().failure();
+    advance(Duration::from_secs(1)).await;
+    breaker.try_acquire().unwrap().success();
+    assert_eq!((breaker.state(), breaker.snapshot().admitted), (State::Closed, 0.1));
+    let mut through = 0;
+    for _ in 0..100 {
+        match breaker.try_acquire() {
+            Ok(permit) => {
+                through += 1;
+                permit.success();
+            }
+            Err(refusal) => assert_eq!(refusal.retry_after(), None),
+        }
+    }
+    assert_eq!(through, 10);
+    advance(Duration::from_secs(9)).await;
+    for _ in 0..100 {
+        breaker.try_acquire().unwrap().success();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_does_not_forget_a_dead_backend() {
+    let before = quick();
+    before.try_acquire().unwrap().failure();
+    before.try_acquire().unwrap().failure();
+    let saved = before.save();
+    assert_eq!(saved.open_for, Some(Duration::from_secs(1)));
+
+    let after = quick();
+    after.restore(&saved);
+    let left = after.try_acquire().unwrap_err().retry_after().unwrap();
+    assert!(left <= Duration::from_secs(1), "{left:?}");
+    advance(Duration::from_secs(1)).await;
+    assert!(after.try_acquire().unwrap().is_probe());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_between_saving_and_restoring_counts_unless_the_clock_went_backwards() {
+    let before = quick();
+    before.try_acquire().unwrap().failure();
+    before.try_acquire().unwrap().failure();
+    let hour = Duration::from_secs(3600);
+    let mut saved = before.save();
+
+    saved.saved_at = SystemTime::now() - hour;
+    let after = quick();
+    after.restore(&saved);
+    assert!(after.try_acquire().unwrap().is_probe());
+
+    saved.saved_at = SystemTime::now() + hour;
+    let after = quick();
+    after.restore(&saved);
+    assert_eq!(after.try_acquire().unwrap_err().retry_after(), Some(Duration::from_secs(1)));
+}
+
+#[cfg(feature = "serde")]
+#[tokio::test(start_paused = true)]
+async fn a_saved_state_goes_through_json() {
+    let breaker = quick();
+    for prepare in [
+        |_: &CircuitBreaker| {},
+        |breaker: &CircuitBreaker| breaker.set_mode(Mode::ForcedOpen),
+        |breaker: &CircuitBreaker| {
+            breaker.reset();
+            breaker.try_acquire().unwrap().failure();
+            breaker.try_acquire().unwrap().failure();
+        },
+    ] {
+        prepare(&breaker);
+        let saved = breaker.save();
+        let text = serde_json::to_string(&saved).unwrap();
+        assert_eq!(serde_json::from_str::<Saved>(&text).unwrap(), saved, "{text}");
+        serde_json::to_string(&breaker.snapshot()).unwrap();
+    }
+    assert!(serde_json::from_str::<Saved>(r#"{"mode":"melted"}"#).is_err());
+}

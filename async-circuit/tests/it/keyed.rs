@@ -1,0 +1,126 @@
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use async_circuit::{CircuitBreaker, CircuitBreakerBuilder, CircuitBreakers, Mode, Policy, State, Trip};
+use tokio::time::advance;
+
+fn builder() -> CircuitBreakerBuilder {
+    CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
+        .with_open_for(Duration::from_secs(1))
+}
+
+fn keyed(max: usize) -> CircuitBreakers<String> {
+    builder()
+        .build_keyed(NonZeroUsize::new(max).unwrap())
+        .unwrap()
+        .with_names(|key: &String| key.as_str().into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_key_has_its_own_state_and_name() {
+    let hosts = keyed(100);
+    hosts.get("dead").call(async || Err::<(), _>(())).await.unwrap_err();
+    assert_eq!(hosts.get("dead").state(), State::Open);
+    assert_eq!(hosts.get("dead").name(), Some("dead"));
+    assert_eq!(hosts.get("well").call(async || Ok::<_, ()>(7)).await, Ok(7));
+    assert_eq!(hosts.len(), 2);
+    assert!(hosts.find("other").is_none());
+    assert_eq!(hosts.remove("dead").unwrap().state(), State::Open);
+    assert_eq!((hosts.get("dead").state(), hosts.remove("none").is_none()), (State::Closed, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_the_set_number_is_held() {
+    for max in [1, 3, 64, 1000] {
+        let hosts = keyed(max);
+        for i in 0..max * 5 {
+            hosts.get(&i.to_string()).try_acquire().unwrap().success();
+            assert!(hosts.len() <= max);
+        }
+        assert!(hosts.len() > max / 2, "{} of {max}", hosts.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_stays_and_what_is_idle_goes() {
+    let hosts = keyed(10);
+    for i in 0..1000 {
+        hosts.get("busy").try_acquire().unwrap().ignore();
+        hosts.get(&i.to_string()).try_acquire().unwrap().success();
+    }
+    assert_eq!(hosts.find("busy").unwrap().snapshot().totals.ignored, 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn none_is_evicted_while_it_refuses_is_held_or_is_set_by_hand() {
+    let hosts = keyed(4);
+    hosts.get("dead").try_acquire().unwrap().failure();
+    let held = hosts.get("held");
+    hosts.get("forced").set_mode(Mode::ForcedClosed);
+    for i in 0..1000 {
+        hosts.get(&i.to_string()).try_acquire().unwrap().success();
+    }
+    assert!(hosts.get("dead").try_acquire().is_err());
+    held.try_acquire().unwrap().failure();
+    assert_eq!(hosts.get("held").state(), State::Open);
+    assert_eq!(hosts.get("forced").snapshot().mode, Mode::ForcedClosed);
+    assert!(hosts.len() <= 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_no_room_a_call_goes_through_unheld_and_room_comes_when_the_open_time_is_over() {
+    let hosts = keyed(2);
+    hosts.get("a").try_acquire().unwrap().failure();
+    hosts.get("b").try_acquire().unwrap().failure();
+    hosts.get("c").try_acquire().unwrap().failure();
+    assert_eq!((hosts.len(), hosts.get("c").state()), (2, State::Closed));
+    advance(Duration::from_secs(1)).await;
+    hosts.get("c").try_acquire().unwrap().failure();
+    assert_eq!((hosts.len(), hosts.get("c").state()), (2, State::Open));
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_ones_are_evicted_on_request() {
+    let hosts = keyed(100);
+    hosts.get("dead").try_acquire().unwrap().failure();
+    for i in 0..50 {
+        hosts.get(&i.to_string());
+    }
+    assert_eq!(hosts.evict_idle(), 0, "all were used since");
+    hosts.get("7");
+    assert_eq!((hosts.evict_idle(), hosts.len()), (49, 2));
+    let mut keys: Vec<_> = hosts.to_vec().into_iter().map(|(key, _)| key).collect();
+    keys.sort();
+    assert_eq!(keys, ["7", "dead"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_may_be_anything_and_hashed_by_anyone() {
+    let ids = builder().build_keyed::<u64>(NonZeroUsize::MIN).unwrap();
+    let ids = ids.with_hasher(std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::default());
+    ids.get(&7).try_acquire().unwrap().failure();
+    assert_eq!(ids.find(&7).unwrap().state(), State::Open);
+    let tenants = builder().build_keyed::<std::sync::Arc<str>>(NonZeroUsize::MIN).unwrap();
+    tenants.get("acme").try_acquire().unwrap().success();
+    assert!(!tenants.is_empty());
+}
+
+/// Random uses against the promises: the same key is the same breaker while it refuses or is held; never more than `max`.
+#[tokio::test(start_paused = true)]
+async fn many_threads_make_one_breaker_for_a_key() {
+    let hosts = builder().build_keyed::<u64>(NonZeroUsize::new(64).unwrap()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for i in 0..2000_u64 {
+                    drop(hosts.get(&0).try_acquire().unwrap());
+                    drop(hosts.get(&(i % 50)).try_acquire().unwrap());
+                }
+            });
+        }
+    });
+    // Key 0 was used 2,000 times by itself and 40 times among the others, by each thread.
+    assert_eq!(hosts.get(&0).snapshot().totals.aborted, 4 * 2040);
+    assert_eq!(hosts.len(), 50);
+}
