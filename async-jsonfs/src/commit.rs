@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::carry;
 use crate::change::Change;
 use crate::error::{ErrorKind, Fault, Outcome, Step};
-use crate::exclusive::Held;
+use crate::held::Held;
 use crate::ops::Meta;
 use crate::options::{Durability, Format};
 use crate::parse::{parse, print};

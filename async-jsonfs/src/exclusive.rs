@@ -10,20 +10,12 @@ use async_policy::{Deadline, Reason};
 use tokio::time::timeout_at;
 
 use crate::error::{ErrorKind, Fault, Step};
+use crate::held::Held;
 use crate::job;
 use crate::lock::{self, Entry, Locked, REAL, SPELLED, Turn};
 use crate::ops::Ops;
 use crate::options::Options;
 use crate::target::Target;
-
-/// What a change may use while nobody else changes the file.
-#[derive(Debug)]
-pub(crate) struct Held<'a> {
-    pub(crate) ops: &'a dyn Ops,
-    pub(crate) target: &'a Target,
-    pub(crate) options: &'a Options,
-    pub(crate) cancelled: &'a AtomicBool,
-}
 
 /// How far a call has got on its way to the file.
 enum Stage {

@@ -1,4 +1,3 @@
-use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -9,8 +8,9 @@ use serde::de::DeserializeOwned;
 
 use crate::carry;
 use crate::error::{Error, ErrorKind, Fault, Step};
-use crate::exclusive::{self, Held};
-use crate::ops::{Meta, Ops, System};
+use crate::exclusive;
+use crate::held::Held;
+use crate::ops::{Ops, System};
 use crate::options::{DuplicateKeys, Durability, Format, Options, ReadOnly, Symlinks};
 use crate::parse::{parse, print};
 use crate::replace::{Replace, current};
@@ -457,124 +457,4 @@ impl<P: Into<PathBuf>> From<P> for JsonFile {
     fn from(path: P) -> Self {
         Self::new(path)
     }
-}
-
-impl Held<'_> {
-    /// The content to be changed.
-    pub(crate) fn read(&self) -> Result<(Vec<u8>, Meta), Fault> {
-        current(self.ops, self.target, self.options)?;
-        let file = self.ops.open_at(&self.target.dir, &self.target.name).step("open")?;
-        target::read(self.ops, &file, self.options)
-    }
-
-    /// Writes, unless the file holds `bytes` already. `raw` is its content where that is known. The file comes back open.
-    pub(crate) fn put(
-        &self,
-        bytes: &[u8],
-        old: Option<Meta>,
-        raw: Option<&[u8]>,
-    ) -> Result<(Saved, File), Fault> {
-        let Self { ops, target, options, .. } = *self;
-        let (limit, found) = (options.max_bytes, bytes.len() as u64);
-        if found > limit {
-            return Err(ErrorKind::TooLarge { limit, found }.into());
-        }
-        if old.is_some_and(|old| old.len == found) {
-            let file = ops.open_at(&target.dir, &target.name).step("open")?;
-            let same = match raw {
-                Some(raw) => raw == bytes,
-                None => target::read(ops, &file, options)?.0 == bytes,
-            };
-            // It may have been made visible only. Where a sync fails, the bytes are written anew.
-            let durable = || ops.sync(&file).is_ok() && ops.sync_dir(&target.dir).is_ok();
-            if same && (options.durability == Durability::Visible || durable()) {
-                return Ok((Saved::Unchanged, file));
-            }
-        }
-        self.replace(bytes, old.as_ref()).map(|file| (Saved::Written, file))
-    }
-
-    /// Writes in any case.
-    pub(crate) fn replace(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
-        let Self { ops, target, options, cancelled } = *self;
-        Replace { ops, target, options, create_new: false, cancelled }.run(bytes, old)
-    }
-}
-
-/// Reads a JSON file: [`JsonFile::load`] with the defaults.
-///
-/// # Errors
-///
-/// As [`JsonFile::load`].
-///
-/// # Cancel safety
-///
-/// As [`JsonFile::load`].
-pub async fn load<T: DeserializeOwned + Send + 'static>(path: impl AsRef<Path>) -> Result<T, Error> {
-    JsonFile::new(path.as_ref()).load().await
-}
-
-/// Replaces a JSON file atomically and durably: [`JsonFile::save`] with the defaults.
-///
-/// # Errors
-///
-/// As [`JsonFile::save`].
-///
-/// # Cancel safety
-///
-/// As [`JsonFile::save`].
-pub async fn save<T: Serialize + Send + 'static>(path: impl AsRef<Path>, value: T) -> Result<Saved, Error> {
-    JsonFile::new(path.as_ref()).save(value).await
-}
-
-/// Changes a JSON file, with no other writer in between: [`JsonFile::update`] with the defaults.
-///
-/// # Errors
-///
-/// As [`JsonFile::update`].
-///
-/// # Cancel safety
-///
-/// As [`JsonFile::update`].
-///
-/// # Panics
-///
-/// As [`JsonFile::update`].
-pub async fn update<T, R>(
-    path: impl AsRef<Path>,
-    change: impl FnOnce(&mut T) -> R + Send + 'static,
-) -> Result<R, Error>
-where
-    T: DeserializeOwned + Serialize + 'static,
-    R: Send + 'static,
-{
-    JsonFile::new(path.as_ref()).update(change).await
-}
-
-/// Merges a patch (RFC 7396) into a JSON file: [`JsonFile::merge`] with the defaults.
-///
-/// # Errors
-///
-/// As [`JsonFile::merge`].
-///
-/// # Cancel safety
-///
-/// As [`JsonFile::merge`].
-pub async fn merge<P: Serialize + Send + 'static>(path: impl AsRef<Path>, patch: P) -> Result<Saved, Error> {
-    JsonFile::new(path.as_ref()).merge(patch).await
-}
-
-/// Applies a patch (RFC 6902) to a JSON file: [`JsonFile::patch`] with the defaults.
-///
-/// # Errors
-///
-/// As [`JsonFile::patch`].
-///
-/// # Cancel safety
-///
-/// As [`JsonFile::patch`].
-#[cfg(feature = "patch")]
-#[cfg_attr(docsrs, doc(cfg(feature = "patch")))]
-pub async fn patch(path: impl AsRef<Path>, patch: json_patch::Patch) -> Result<Saved, Error> {
-    JsonFile::new(path.as_ref()).patch(patch).await
 }

@@ -8,6 +8,8 @@ mod document;
 mod error;
 mod exclusive;
 mod file;
+mod functions;
+mod held;
 mod job;
 mod limits;
 mod locate;
@@ -25,9 +27,10 @@ mod tests;
 mod version;
 
 pub use error::{Error, ErrorKind, Location, Outcome};
+pub use file::{JsonFile, Saved, UpdateError};
 #[cfg(feature = "patch")]
-pub use file::patch;
-pub use file::{JsonFile, Saved, UpdateError, load, merge, save, update};
+pub use functions::patch;
+pub use functions::{load, merge, save, update};
 pub use job::DropElsewhere;
 pub use options::{DEFAULT_MAX_BYTES, DuplicateKeys, Durability, Format, ReadOnly, Symlinks};
 pub use store::Store;

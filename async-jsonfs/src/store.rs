@@ -12,8 +12,9 @@ use tokio::time::timeout_at;
 use crate::change::{Answer, Change, Flush, Queued};
 use crate::commit::{Committed, Disk};
 use crate::error::{Error, ErrorKind, Fault, Outcome};
-use crate::exclusive::{Held, within};
+use crate::exclusive::within;
 use crate::file::{JsonFile, UpdateError};
+use crate::held::Held;
 use crate::job::refusal;
 use crate::state::{Next, Queue};
 

@@ -8,3 +8,4 @@ mod lossless;
 mod processes;
 mod seeds;
 mod store;
+mod system;

@@ -1,0 +1,62 @@
+//! What a change does with the file once it has it to itself.
+
+use std::fs::File;
+use std::sync::atomic::AtomicBool;
+
+use crate::error::{ErrorKind, Fault, Step};
+use crate::file::Saved;
+use crate::ops::{Meta, Ops};
+use crate::options::{Durability, Options};
+use crate::replace::{Replace, current};
+use crate::target::{self, Target};
+
+/// The file while nobody else changes it.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    pub(crate) ops: &'a dyn Ops,
+    pub(crate) target: &'a Target,
+    pub(crate) options: &'a Options,
+    pub(crate) cancelled: &'a AtomicBool,
+}
+
+impl Held<'_> {
+    /// The content to be changed.
+    pub(crate) fn read(&self) -> Result<(Vec<u8>, Meta), Fault> {
+        current(self.ops, self.target, self.options)?;
+        let file = self.ops.open_at(&self.target.dir, &self.target.name).step("open")?;
+        target::read(self.ops, &file, self.options)
+    }
+
+    /// Writes, unless the file holds `bytes` already. `raw` is its content where that is known. The file comes back open.
+    pub(crate) fn put(
+        &self,
+        bytes: &[u8],
+        old: Option<Meta>,
+        raw: Option<&[u8]>,
+    ) -> Result<(Saved, File), Fault> {
+        let Self { ops, target, options, .. } = *self;
+        let (limit, found) = (options.max_bytes, bytes.len() as u64);
+        if found > limit {
+            return Err(ErrorKind::TooLarge { limit, found }.into());
+        }
+        if old.is_some_and(|old| old.len == found) {
+            let file = ops.open_at(&target.dir, &target.name).step("open")?;
+            let same = match raw {
+                Some(raw) => raw == bytes,
+                None => target::read(ops, &file, options)?.0 == bytes,
+            };
+            // It may have been made visible only. Where a sync fails, the bytes are written anew.
+            let durable = || ops.sync(&file).is_ok() && ops.sync_dir(&target.dir).is_ok();
+            if same && (options.durability == Durability::Visible || durable()) {
+                return Ok((Saved::Unchanged, file));
+            }
+        }
+        self.replace(bytes, old.as_ref()).map(|file| (Saved::Written, file))
+    }
+
+    /// Writes in any case.
+    pub(crate) fn replace(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
+        let Self { ops, target, options, cancelled } = *self;
+        Replace { ops, target, options, create_new: false, cancelled }.run(bytes, old)
+    }
+}

@@ -1,0 +1,151 @@
+//! Real disks that are full, and runtimes that go away.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use async_jsonfs::{JsonFile, Outcome, Saved, Store, Version, load, merge, save, update};
+use async_policy::testing::drop_at_every_await;
+use serde_json::json;
+use tempfile::TempDir;
+
+/// A file system of 64 KiB, where this process may mount one.
+struct Small(TempDir);
+
+impl Small {
+    fn mount() -> Option<Self> {
+        let dir = TempDir::new().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(dir.path()).status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_full_disk() {
+    let Some(small) = Small::mount() else {
+        eprintln!("no permission to mount: nothing tested");
+        return;
+    };
+    let path = small.0.path().join("a.json");
+    save(&path, "x".repeat(30_000)).await.unwrap();
+    let before = fs::read(&path).unwrap();
+    let store = Store::<String>::open(&path).await.unwrap();
+    let too_much = || "y".repeat(40_000);
+    let errors = [
+        save(&path, too_much()).await.unwrap_err(),
+        update(&path, move |text: &mut String| *text = too_much()).await.unwrap_err(),
+        merge(&path, too_much()).await.unwrap_err(),
+        store.update(move |text| *text = too_much()).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.io_error().unwrap().kind(), std::io::ErrorKind::StorageFull, "{error}");
+        assert_eq!(error.outcome(), Outcome::NotWritten);
+        assert_eq!(fs::read(&path).unwrap(), before);
+        assert_eq!(files(small.0.path()), [".a.json.lock", "a.json"]);
+    }
+    // What fits goes in.
+    store.update(|text| text.truncate(7)).await.unwrap();
+    assert_eq!(load::<String>(&path).await.unwrap(), "x".repeat(7));
+}
+
+#[test]
+fn a_runtime_shut_down_in_the_middle_of_writes() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    other.block_on(save(&path, (0, String::new()))).unwrap();
+    for round in 1..30_u32 {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        for n in 0..4 {
+            runtime.spawn(save(path.clone(), (round * 4 + n, "x".repeat(200_000))));
+        }
+        for _ in 0..round * 20 {
+            std::thread::yield_now();
+        }
+        runtime.shutdown_background();
+        // After whatever still runs: that has its turn first.
+        let (n, text) = other.block_on(load::<(u32, String)>(&path)).unwrap();
+        assert!(text.len() == 200_000 || text.is_empty() && n < 30);
+        other.block_on(update(&path, |value: &mut (u32, String)| value.0 += 1)).unwrap();
+    }
+    assert_eq!(files(dir.path()), [".a.json.lock", "a.json"]);
+}
+
+#[tokio::test]
+async fn dropped_at_every_await() {
+    let dir = TempDir::new().unwrap();
+    let file = JsonFile::new(dir.path().join("a.json"));
+    file.save(json!({"n": 0})).await.unwrap();
+    let whole = async || {
+        // Behind the job that was left alone.
+        file.merge(json!({"after": true})).await.unwrap();
+        assert!(file.load::<serde_json::Value>().await.unwrap().is_object());
+        assert_eq!(files(dir.path()), [".a.json.lock", "a.json"]);
+    };
+    let mut n = 0;
+    let mut next = || {
+        n += 1;
+        json!({"n": n})
+    };
+    for _ in 0..10 {
+        drop_at_every_await(|| file.save(next()), async |_| whole().await).await;
+        drop_at_every_await(|| file.merge(next()), async |_| whole().await).await;
+        drop_at_every_await(|| file.load_or_default::<serde_json::Value>(), async |_| whole().await).await;
+        drop_at_every_await(
+            || file.try_update(|_: &mut serde_json::Value| Ok::<_, ()>(())),
+            async |_| whole().await,
+        )
+        .await;
+        let (_, version) = file.load_versioned::<serde_json::Value>().await.unwrap();
+        drop_at_every_await(|| file.save_if(version, next()), async |_| whole().await).await;
+        drop_at_every_await(|| Store::<serde_json::Value>::open(file.clone()), async |_| whole().await).await;
+    }
+    assert!(file.save_if(Version::ABSENT, 1).await.is_err());
+}
+
+#[tokio::test]
+async fn what_is_dropped_elsewhere_is_not_dropped_here() {
+    use async_jsonfs::DropElsewhere;
+    use std::thread::{ThreadId, current};
+
+    struct Tells(tokio::sync::mpsc::UnboundedSender<ThreadId>);
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            let _ = self.0.send(current().id());
+        }
+    }
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    drop(DropElsewhere::new(Tells(sender.clone())));
+    assert_ne!(receiver.recv().await.unwrap(), current().id());
+    drop(DropElsewhere::new(Tells(sender.clone())).into_inner());
+    assert_eq!(receiver.recv().await.unwrap(), current().id());
+    // Without a runtime there is no elsewhere.
+    let there = std::thread::spawn(move || {
+        drop(DropElsewhere::new(Tells(sender)));
+        current().id()
+    });
+    assert_eq!(there.join().unwrap(), receiver.recv().await.unwrap());
+}
+
+#[tokio::test]
+async fn unchanged_is_said() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    assert_eq!(save(&path, 1).await.unwrap(), Saved::Written);
+    assert_eq!(save(&path, 1).await.unwrap(), Saved::Unchanged);
+}
