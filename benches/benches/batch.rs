@@ -44,6 +44,10 @@ async fn yielding(n: u64) -> Result<u64, Infallible> {
     Ok(black_box(n))
 }
 
+async fn spawned(n: u64) -> Result<u64, Infallible> {
+    tokio::spawn(ready(n)).await.expect("no panic")
+}
+
 async fn sleeping(n: u64) -> Result<u64, Infallible> {
     sleep(Duration::from_millis(5)).await;
     Ok(black_box(n))
@@ -73,6 +77,14 @@ where
     Fut: Future<Output = Result<u64, Infallible>>,
 {
     let outcomes = Gather::new(nonzero(limit)).run(0..n, item).await;
+    assert_eq!(black_box(outcomes).values().len() as u64, n);
+}
+
+async fn ours_spawned<Fut>(n: u64, limit: usize, item: impl Fn(u64) -> Fut)
+where
+    Fut: Future<Output = Result<u64, Infallible>> + Send + 'static,
+{
+    let outcomes = Gather::new(nonzero(limit)).spawn(0..n, item).await;
     assert_eq!(black_box(outcomes).values().len() as u64, n);
 }
 
@@ -201,6 +213,14 @@ fn main() {
         .rounds(11)
         .ours("async-batch", |n| with_peak(|| block_on(ours_streamed(n, LIMIT, ready))))
         .peer("buffer_unordered", |n| with_peak(|| block_on(buffer_unordered_streamed(n, LIMIT, ready))))
+        .run();
+    table
+        .row("spawned")
+        .fixed(1_000_000)
+        .rounds(5)
+        .ours("async-batch", |n| with_peak(|| block_on(ours_spawned(n, LIMIT, ready))))
+        .peer("buffer_unordered", |n| with_peak(|| block_on(buffer_unordered(n, LIMIT, spawned))))
+        .peer("JoinSet + semaphore", |n| with_peak(|| block_on(join_set(n, LIMIT, ready))))
         .run();
     row!(table, "sleeping", 10_000, 10_000, 11, sleeping);
     table.finish();
