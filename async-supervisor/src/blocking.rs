@@ -19,7 +19,7 @@ where
 {
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
         let runtime = Runtime::current();
-        let name = guard.name().to_string();
+        let name = ctx.name().to_owned();
         let slot = Arc::new(std::sync::Mutex::new(Some((ctx, guard))));
         let given = Arc::clone(&slot);
         let run = move || {

@@ -14,13 +14,19 @@ use crate::{Handle, Health};
 /// Cheap to clone; a clone that outlives the run has no effect on later runs.
 #[derive(Clone, Debug)]
 pub struct Context {
+    pub(crate) run: Arc<Run>,
+}
+
+/// One run of a child.
+#[derive(Debug)]
+pub(crate) struct Run {
     pub(crate) shared: Arc<Shared>,
     pub(crate) name: Arc<str>,
     pub(crate) token: CancellationToken,
     pub(crate) key: Key,
     pub(crate) epoch: u64,
     pub(crate) attempt: u64,
-    pub(crate) beat: Option<Arc<Beat>>,
+    pub(crate) beat: Option<Box<Beat>>,
 }
 
 /// When a heart last beat.
@@ -46,20 +52,20 @@ impl Context {
     /// The child's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.run.name
     }
 
     /// Which start of this child it is, from 1 on.
     #[must_use]
-    pub const fn attempt(&self) -> u64 {
-        self.attempt
+    pub fn attempt(&self) -> u64 {
+        self.run.attempt
     }
 
     /// The token that is cancelled when the worker should end. It is cancelled at the end of the run in any case, so what
     /// the worker started with it does not outlive the run unasked.
     #[must_use]
-    pub const fn token(&self) -> &CancellationToken {
-        &self.token
+    pub fn token(&self) -> &CancellationToken {
+        &self.run.token
     }
 
     /// Waits until the worker should end.
@@ -68,23 +74,23 @@ impl Context {
     ///
     /// Dropping it has no effect.
     pub fn cancelled(&self) -> WaitForCancellationFuture<'_> {
-        self.token.cancelled()
+        self.run.token.cancelled()
     }
 
     /// Whether the worker should end.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.token.is_cancelled()
+        self.run.token.is_cancelled()
     }
 
     /// Says that the worker is up, for a child [with readiness](crate::Child::with_readiness). Further calls have no effect.
     pub fn ready(&self) {
-        self.shared.send(Message::Ready { key: self.key, epoch: self.epoch });
+        self.run.shared.send(Message::Ready { key: self.run.key, epoch: self.run.epoch });
     }
 
     /// Says that the worker is alive, for a child [with a heartbeat](crate::Child::with_heartbeat): one clock reading and one store.
     pub fn heartbeat(&self) {
-        if let Some(beat) = &self.beat {
+        if let Some(beat) = &self.run.beat {
             let nanos = u64::try_from(beat.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
             beat.last.store(nanos, Ordering::Relaxed);
         }
@@ -94,17 +100,17 @@ impl Context {
     /// systemd advises for its own watchdog.
     #[must_use]
     pub fn heartbeat_within(&self) -> Option<Duration> {
-        self.beat.as_ref().map(|beat| beat.within)
+        self.run.beat.as_ref().map(|beat| beat.within)
     }
 
     /// Says how the worker does: shown in snapshots, and an event when it changes.
     pub fn report_health(&self, health: Health) {
-        self.shared.send(Message::Health { key: self.key, epoch: self.epoch, health });
+        self.run.shared.send(Message::Health { key: self.run.key, epoch: self.run.epoch, health });
     }
 
     /// The supervisor that runs this worker.
     #[must_use]
     pub fn supervisor(&self) -> Handle {
-        Handle::new(Arc::clone(&self.shared))
+        Handle::new(Arc::clone(&self.run.shared))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
+use crate::context::Run;
 use crate::handle::{Message, Shared};
 
 /// A poll that is going on.
@@ -38,14 +39,15 @@ fn lock(slot: &Slot) -> MutexGuard<'_, Option<Poll>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notes that this thread polls `worker` until the answer is dropped.
-pub(crate) fn enter(shared: &Arc<Shared>, worker: &Arc<str>) -> Entered {
+/// Notes that this thread polls a worker until the answer is dropped.
+pub(crate) fn enter(run: Option<&Arc<Run>>) -> Entered {
     let depth = DEPTH.get();
     DEPTH.set(depth + 1);
-    if WATCHDOGS.load(Ordering::Relaxed) == 0 {
+    let Some(run) = run.filter(|_| WATCHDOGS.load(Ordering::Relaxed) > 0) else {
         return Entered { outer: None };
-    }
-    let poll = Poll { shared: Arc::downgrade(shared), worker: Arc::clone(worker), since: Instant::now() };
+    };
+    let (shared, worker) = (Arc::downgrade(&run.shared), Arc::clone(&run.name));
+    let poll = Poll { shared, worker, since: Instant::now() };
     // No slot while the thread ends.
     Entered { outer: CURRENT.try_with(|slot| lock(slot).replace(poll)).ok() }
 }

@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Beat;
+use crate::context::{Beat, Run};
 use crate::event::{Event, EventKind};
 use crate::handle::{Below, Message, Progress, Reply, Shared};
 use crate::state::{Action, Answer, CommandId, End, Ending, Key, Note, Phase};
@@ -18,30 +18,19 @@ use crate::{Cause, Child, CommandError, Context, Exit, MeltDown, Report};
 
 /// Reports the end of a run to the supervisor, exactly once, however it ends.
 pub(crate) struct Guard {
-    shared: Arc<Shared>,
-    name: Arc<str>,
-    token: CancellationToken,
-    key: Key,
-    epoch: u64,
-    reported: bool,
+    run: Option<Arc<Run>>,
 }
 
 impl Guard {
-    pub(crate) const fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    pub(crate) const fn name(&self) -> &Arc<str> {
-        &self.name
+    pub(crate) const fn run(&self) -> Option<&Arc<Run>> {
+        self.run.as_ref()
     }
 
     pub(crate) fn ended(&mut self, exit: Exit) {
-        if std::mem::replace(&mut self.reported, true) {
-            return;
-        }
-        self.token.cancel();
+        let Some(run) = self.run.take() else { return };
+        run.token.cancel();
         let text = exit.text();
-        self.shared.send_now(Message::Exit { key: self.key, epoch: self.epoch, exit, text });
+        run.shared.send_now(Message::Exit { key: run.key, epoch: run.epoch, exit, text });
     }
 }
 
@@ -56,14 +45,7 @@ struct Unit {
     name: Arc<str>,
     launch: Arc<dyn Launch>,
     heartbeat: Option<Duration>,
-    run: Option<Run>,
-}
-
-/// What is needed to stop a run, and to hear its heart.
-struct Run {
-    token: CancellationToken,
-    abort: Option<AbortHandle>,
-    beat: Option<Arc<Beat>>,
+    run: Option<(Arc<Run>, Option<AbortHandle>)>,
 }
 
 /// The loop of one supervisor: the only one that moves its core.
@@ -86,14 +68,14 @@ impl Runner {
     pub(crate) fn new(
         shared: Arc<Shared>,
         inbox: UnboundedReceiver<Message>,
-        children: Vec<(Key, Child)>,
+        children: usize,
         check: crate::AutoShutdown,
         most: usize,
     ) -> Self {
-        let mut runner = Self {
+        Self {
             shared,
             inbox,
-            units: Vec::with_capacity(children.len()),
+            units: Vec::with_capacity(children),
             replies: HashMap::new(),
             commands: 0,
             actions: Vec::new(),
@@ -101,14 +83,10 @@ impl Runner {
             most,
             below: Below::default(),
             ended: false,
-        };
-        for (key, child) in children {
-            runner.adopt(key, child);
         }
-        runner
     }
 
-    fn adopt(&mut self, key: Key, child: Child) {
+    pub(crate) fn adopt(&mut self, key: Key, child: Child) {
         let index = key.0 as usize;
         if index >= self.units.len() {
             self.units.resize_with(index + 1, || None);
@@ -282,7 +260,7 @@ impl Runner {
         match action {
             Action::Start { key, epoch, attempt } => self.launch(key, epoch, attempt),
             Action::Cancel { key } => {
-                if let Some(run) = self.run_of(key) {
+                if let Some((run, _)) = self.run_of(key) {
                     run.token.cancel();
                 }
             }
@@ -302,7 +280,8 @@ impl Runner {
                 bury(self.units.get_mut(key.0 as usize).and_then(Option::take));
             }
             Action::Listen { key, epoch } => {
-                if let Some(last) = self.run_of(key).and_then(|run| run.beat.as_ref()).map(|beat| beat.last())
+                if let Some(last) =
+                    self.run_of(key).and_then(|(run, _)| run.beat.as_ref()).map(|beat| beat.last())
                 {
                     self.shared.core().beat(Instant::now(), key, epoch, last);
                 }
@@ -324,12 +303,12 @@ impl Runner {
     }
 
     fn abort(&self, key: Key) {
-        if let Some(abort) = self.run_of(key).and_then(|run| run.abort.as_ref()) {
+        if let Some((_, Some(abort))) = self.run_of(key) {
             abort.abort();
         }
     }
 
-    fn run_of(&self, key: Key) -> Option<&Run> {
+    fn run_of(&self, key: Key) -> Option<&(Arc<Run>, Option<AbortHandle>)> {
         self.units.get(key.0 as usize)?.as_ref()?.run.as_ref()
     }
 
@@ -337,15 +316,12 @@ impl Runner {
         self.emit_of(key, |child| EventKind::Started { child, attempt });
         let shared = Arc::clone(&self.shared);
         let Some(unit) = self.unit(key) else { return };
-        let token = CancellationToken::new();
-        let beat = unit.heartbeat.map(|within| Arc::new(Beat::new(within)));
-        let name = Arc::clone(&unit.name);
-        let guard =
-            Guard { shared: Arc::clone(&shared), name, token: token.clone(), key, epoch, reported: false };
-        let name = Arc::clone(&unit.name);
-        let ctx = Context { shared, name, token: token.clone(), key, epoch, attempt, beat: beat.clone() };
+        let beat = unit.heartbeat.map(|within| Box::new(Beat::new(within)));
+        let (name, token) = (Arc::clone(&unit.name), CancellationToken::new());
+        let run = Arc::new(Run { shared, name, token, key, epoch, attempt, beat });
+        let (ctx, guard) = (Context { run: Arc::clone(&run) }, Guard { run: Some(Arc::clone(&run)) });
         let abort = Arc::clone(&unit.launch).launch(ctx, guard);
-        unit.run = Some(Run { token, abort, beat });
+        unit.run = Some((run, abort));
     }
 
     fn report(&mut self) -> Report {
@@ -391,9 +367,9 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         for unit in self.units.drain(..).flatten() {
-            if let Some(run) = &unit.run {
+            if let Some((run, abort)) = &unit.run {
                 run.token.cancel();
-                if let Some(abort) = &run.abort {
+                if let Some(abort) = abort {
                     abort.abort();
                 }
             }

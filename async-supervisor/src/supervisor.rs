@@ -140,29 +140,31 @@ impl Supervisor {
         self
     }
 
-    fn prepare(&self, place: Place) -> Result<(Handle, Runner), ConfigError> {
+    fn prepare(&self, children: Vec<Child>, place: Place) -> Result<(Handle, Runner), ConfigError> {
         let mut config = self.config.clone();
         config.seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
         let (check, strategy, most) = (config.auto_shutdown, config.strategy, config.max_children);
-        if let Some(limit) = most.filter(|most| self.children.len() > *most) {
-            let there = self.children.len();
+        let there = children.len();
+        if let Some(limit) = most.filter(|most| there > *most) {
             return Err(ConfigError::new(
                 "max_children",
                 limit,
                 format_args!("at least the {there} there are"),
             ));
         }
-        let mut core = Core::new(config);
-        let mut children = Vec::with_capacity(self.children.len());
+        let (mut core, mut keys) = (Core::new(config, there), Vec::with_capacity(there));
         let now = Instant::now();
-        for child in &self.children {
+        for child in &children {
             child.check(check)?;
             let key = core.prepare(now, Arc::clone(&child.name), Arc::clone(&child.rules));
             let key = key.ok_or_else(|| ConfigError::new("child.name", &child.name, "a name of its own"))?;
-            children.push((key, child.clone()));
+            keys.push(key);
         }
         let (shared, inbox) = Shared::new(Arc::clone(&self.name), strategy, core, place);
-        let runner = Runner::new(Arc::clone(&shared), inbox, children, check, most.unwrap_or(usize::MAX));
+        let mut runner = Runner::new(Arc::clone(&shared), inbox, there, check, most.unwrap_or(usize::MAX));
+        for (key, child) in keys.into_iter().zip(children) {
+            runner.adopt(key, child);
+        }
         Ok((Handle::new(shared), runner))
     }
 
@@ -175,11 +177,12 @@ impl Supervisor {
     /// # Panics
     ///
     /// Outside a tokio runtime with timers.
-    pub fn spawn(self) -> Result<Running, ConfigError> {
+    pub fn spawn(mut self) -> Result<Running, ConfigError> {
+        let children = std::mem::take(&mut self.children);
         let watchdog = self.watchdog.map(Watchdog::new);
         let place =
             Place { above: None, stop: CancellationToken::new(), hub: Arc::new(Hub::new()), watchdog };
-        let (handle, runner) = self.prepare(place)?;
+        let (handle, runner) = self.prepare(children, place)?;
         let root = runner.into_root();
         tokio::spawn(root.run());
         Ok(Running::new(handle))
@@ -227,15 +230,18 @@ struct Nested(Arc<Supervisor>);
 
 impl Launch for Nested {
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
-        let above = &ctx.shared;
-        let prepared = self.0.prepare(Place {
-            above: Some(Arc::clone(above)),
-            stop: ctx.token().clone(),
-            hub: Arc::clone(&above.hub),
-            watchdog: above.watchdog.clone(),
-        });
+        let above = &ctx.run.shared;
+        let prepared = self.0.prepare(
+            self.0.children.clone(),
+            Place {
+                above: Some(Arc::clone(above)),
+                stop: ctx.token().clone(),
+                hub: Arc::clone(&above.hub),
+                watchdog: above.watchdog.clone(),
+            },
+        );
         if let Ok((handle, _)) = &prepared {
-            above.nested().insert(ctx.key, handle.clone());
+            above.nested().insert(ctx.run.key, handle.clone());
         }
         let prepared = std::sync::Mutex::new(Some(prepared));
         let work = move |ctx: Context| {

@@ -326,10 +326,11 @@ impl Tasks {
             tasks.inner().tracker.reopen();
             let abort = AbortOnDrop(&tasks);
             let report = |failure: TaskFailure| {
-                let child = Arc::clone(&ctx.name);
+                let child = Arc::clone(&ctx.run.name);
                 let TaskFailure { task, exit } = failure;
                 let kind = EventKind::TaskFailed { child, task, exit };
-                ctx.shared.hub.emit(Event { supervisor: Arc::clone(&ctx.shared.path), kind });
+                let shared = &ctx.run.shared;
+                shared.hub.emit(Event { supervisor: Arc::clone(&shared.path), kind });
             };
             while let Some(failure) = ctx.token().run_until_cancelled(tasks.next_failure()).await {
                 // Closed by somebody else: nothing comes until it is stopped.

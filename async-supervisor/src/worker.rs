@@ -122,7 +122,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let entered = poll::enter(this.guard.shared(), this.guard.name());
+        let entered = poll::enter(this.guard.run());
         let polled = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 match this.stage.as_mut().project() {

@@ -60,8 +60,9 @@ pub(crate) struct Children {
 }
 
 impl Children {
-    pub(crate) fn new() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), names: HashMap::new(), head: NONE, tail: NONE, orders: 0 }
+    pub(crate) fn with_capacity(children: usize) -> Self {
+        let (slots, names) = (Vec::with_capacity(children), HashMap::with_capacity(children));
+        Self { slots, free: Vec::new(), names, head: NONE, tail: NONE, orders: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -220,12 +220,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(config: Config) -> Self {
+    /// With room for `children`.
+    pub(crate) fn new(config: Config, children: usize) -> Self {
         Self {
             window: Window::new(config.intensity),
             random: config.seed,
             config,
-            children: Children::new(),
+            children: Children::with_capacity(children),
             phase: Phase::Starting,
             cause: None,
             down_since: None,

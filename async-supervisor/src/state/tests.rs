@@ -53,7 +53,7 @@ impl World {
     fn with_workers(config: Config, children: Vec<(String, Rules)>, obedient: bool) -> Self {
         let now = Instant::now();
         let mut world = Self {
-            core: Core::new(config),
+            core: Core::new(config, children.len()),
             now,
             started: now,
             names: HashMap::new(),
