@@ -47,8 +47,8 @@ impl Host {
         let breaker = CircuitBreaker::builder()
             .with_name(name)
             .with_trip(Trip::failure_rate(0.5).of_last(n(20)).with_min_calls(n(8)))
-            .with_open_for(Duration::from_millis(1500))
-            .with_probes(n(2))
+            .with_open_for(Duration::from_secs(1))
+            .with_probes(n(5))
             .build()?;
         Ok(Self {
             name: name.to_owned(),
@@ -168,7 +168,8 @@ impl Fetcher {
         Ok(Self {
             client: client.build()?,
             deadline: Instant::now() + args.deadline,
-            retry: Retry::new(backoff)?.with_max_attempts(NonZeroU32::new(20).unwrap_or(NonZeroU32::MIN)),
+            // Refusals count as attempts too; what ends a hopeless call is the deadline.
+            retry: Retry::new(backoff)?.with_max_attempts(NonZeroU32::new(100).unwrap_or(NonZeroU32::MIN)),
             rate: RateLimit::builder(Quota::per_second(args.rate.get()).with_burst(burst))
                 .with_queue(usize::MAX, Duration::from_millis(750))
                 .with_name("requests per second")
