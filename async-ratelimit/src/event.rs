@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use async_policy::{Name, PolicyKind, Rejection};
+use tokio::time::Instant;
 
 use crate::Quota;
 
@@ -18,6 +19,11 @@ pub(crate) enum Event<'a> {
     QuotaChanged { from: Quota, to: Quota },
     /// A quota with a queue cannot reach its rate: its burst is smaller than what comes back between two ticks of a timer.
     QuotaTooFine(Quota),
+}
+
+/// When a wait began, if anybody wants to know: to read the clock costs as much as to take the permit.
+pub(crate) fn stopwatch() -> Option<Instant> {
+    cfg!(any(feature = "tracing", feature = "metrics")).then(Instant::now)
 }
 
 /// The one place where events leave the crate. Called without any lock.

@@ -7,6 +7,7 @@ mod fifo;
 #[cfg(feature = "http")]
 pub mod http;
 mod keyed;
+mod policy;
 mod queue;
 mod rate;
 mod sync;

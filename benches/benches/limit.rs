@@ -349,18 +349,20 @@ fn crowd<L: Send + Sync + 'static, F: Future<Output = ()> + Send + 'static>(
         _ => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
     };
     let limiter = Arc::new(limiter);
-    let (granted, polls) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let [arrived, granted, polls] = [(); 3].map(|()| Arc::new(AtomicU64::new(0)));
     let started = Instant::now();
     let order: Vec<u64> = runtime.unwrap().block_on(async {
         let tasks: Vec<_> = (0..WAITERS)
             .map(|_| {
-                let (limiter, granted, polls) = (limiter.clone(), granted.clone(), polls.clone());
+                let (limiter, arrived) = (limiter.clone(), arrived.clone());
+                let (granted, polls) = (granted.clone(), polls.clone());
                 tokio::spawn(async move {
                     let mut wait = pin!(wait(limiter));
+                    let place = arrived.fetch_add(1, Relaxed);
                     poll_fn(|cx| {
                         polls.fetch_add(1, Relaxed);
                         let Poll::Ready(()) = wait.as_mut().poll(cx) else { return Poll::Pending };
-                        Poll::Ready(granted.fetch_add(1, Relaxed))
+                        Poll::Ready((place, granted.fetch_add(1, Relaxed)))
                     })
                     .await
                 })
@@ -370,7 +372,8 @@ fn crowd<L: Send + Sync + 'static, F: Future<Output = ()> + Send + 'static>(
         for task in tasks {
             order.push(task.await.unwrap());
         }
-        order
+        order.sort_unstable();
+        order.into_iter().map(|(_, granted)| granted).collect()
     });
     let took = started.elapsed();
     let ideal = f64::from(WAITERS as u32 - BURST) / f64::from(RATE);
@@ -429,6 +432,36 @@ fn herd(table: &mut Table) {
             crowd(threads, limit, async |limit: Arc<leaky_bucket::RateLimiter>| limit.acquire_one().await);
         }
     };
+    let jitter = |_| {
+        let limit = governor::DefaultDirectRateLimiter::direct(quota);
+        crowd(1, limit, async |limit: Arc<governor::DefaultDirectRateLimiter>| {
+            limit.until_ready_with_jitter(governor::Jitter::up_to(Duration::from_millis(10))).await;
+        });
+    };
+    let resilience = |_| {
+        let layer = tower_resilience::ratelimiter::RateLimiterLayer::builder()
+            .limit_for_period(BURST as usize)
+            .refresh_period(Duration::from_millis(1) * BURST * 1_000 / RATE)
+            .timeout_duration(Duration::from_secs(60))
+            .build()
+            .unwrap();
+        let service = ServiceBuilder::new()
+            .layer(layer)
+            .map_err(|_: Failure<Infallible>| std::io::Error::other("never"))
+            .service(service_fn(echo));
+        crowd(1, service, |service| {
+            let service = (*service).clone();
+            async move { drop(service.oneshot(0).await.unwrap_or_else(|_| panic!("failed"))) }
+        });
+    };
+    table
+        .row("herd of 10,000, the others")
+        .fixed(1)
+        .rounds(1)
+        .ours("async-ratelimit", ours(1))
+        .peer("governor with jitter", jitter)
+        .peer("tower-resilience", resilience)
+        .run();
     for (name, threads) in [("herd of 10,000", 1), ("herd of 10,000, 2 threads", 2)] {
         table
             .row(name)

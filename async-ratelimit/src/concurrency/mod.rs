@@ -1,5 +1,4 @@
 mod config;
-mod policy;
 mod state;
 #[cfg(feature = "tower")]
 mod tower;
@@ -18,7 +17,7 @@ pub use config::ConcurrencyLimitBuilder;
 #[cfg(feature = "tower")]
 pub use tower::{ConcurrencyLimitFuture, ConcurrencyLimitLayer, ConcurrencyLimitService};
 
-use crate::event::{Event, emit};
+use crate::event::{Event, emit, stopwatch};
 use crate::fifo::Key;
 use crate::queue::Queue;
 pub(crate) use config::check_limit;
@@ -286,7 +285,7 @@ struct Ticket<S: Deref<Target = Shared>> {
     shared: S,
     weight: u32,
     /// Its place, and since when.
-    place: Option<(Key, Instant)>,
+    place: Option<(Key, Option<Instant>)>,
 }
 
 impl<S: Deref<Target = Shared>> Ticket<S> {
@@ -306,7 +305,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
                 Turn::Waits => {}
                 Turn::Granted => {
                     self.place = None;
-                    return Poll::Ready(Ok(Some(since)));
+                    return Poll::Ready(Ok(since));
                 }
                 Turn::TooHeavy => {
                     self.place = None;
@@ -317,7 +316,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
                 let full = match semaphore.join(self.weight, self.shared.queue.max_len, cx.waker().clone()) {
                     Joined::Granted => return Poll::Ready(Ok(None)),
                     Joined::Waits(key) => {
-                        self.place = Some((key, Instant::now()));
+                        self.place = Some((key, stopwatch()));
                         None
                     }
                     Joined::Full if self.shared.queue.max_len == 0 => Some(Reason::LimitReached),
@@ -335,7 +334,7 @@ impl<S: Deref<Target = Shared>> Ticket<S> {
         }
         match self.place.take() {
             // Granted in the same moment: then it stands.
-            Some((key, since)) if semaphore.leave(key, true) => Poll::Ready(Ok(Some(since))),
+            Some((key, since)) if semaphore.leave(key, true) => Poll::Ready(Ok(since)),
             _ => Poll::Ready(Err(self.shared.refuse(reason))),
         }
     }

@@ -1,11 +1,10 @@
 use std::fmt;
-use std::future::Future;
 use std::hash::Hash;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_policy::{ConfigError, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason, Rejection};
+use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
 
 #[cfg(feature = "serde")]
 use super::default_max_keys;
@@ -342,27 +341,5 @@ impl KeyedPermit {
 impl Drop for KeyedPermit {
     fn drop(&mut self) {
         self.claim.one().semaphore.release(self.weight);
-    }
-}
-
-impl Policy for ConcurrencyLimitKey<'_> {
-    async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
-    where
-        Op: Operation,
-        Op::Error: PolicyError,
-    {
-        let _permit = self.acquire().await.map_err(Op::Error::from_rejection)?;
-        op.start().await
-    }
-}
-
-impl Guard for ConcurrencyLimitKey<'_> {
-    async fn run<T, E>(&self, operation: impl Future<Output = Result<T, E>> + Send) -> Result<T, E>
-    where
-        T: Send,
-        E: PolicyError,
-    {
-        let _permit = self.acquire().await.map_err(E::from_rejection)?;
-        operation.await
     }
 }

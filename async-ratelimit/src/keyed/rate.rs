@@ -1,5 +1,4 @@
 use std::fmt;
-use std::future::Future;
 use std::hash::Hash;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
@@ -7,9 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use async_policy::{
-    ConfigError, Deadline, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason, Rejection,
-};
+use async_policy::{ConfigError, Deadline, Name, PolicyKind, Reason, Rejection};
 
 #[cfg(feature = "serde")]
 use super::default_max_keys;
@@ -429,27 +426,5 @@ impl Desk for RateLimitKey<'_> {
 
     fn waited(&self, wait: Duration) {
         emit(PolicyKind::RateLimit, self.shared.name.as_ref(), &Event::Waited(wait));
-    }
-}
-
-impl Policy for RateLimitKey<'_> {
-    async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
-    where
-        Op: Operation,
-        Op::Error: PolicyError,
-    {
-        self.acquire().await.map_err(Op::Error::from_rejection)?;
-        op.start().await
-    }
-}
-
-impl Guard for RateLimitKey<'_> {
-    async fn run<T, E>(&self, operation: impl Future<Output = Result<T, E>> + Send) -> Result<T, E>
-    where
-        T: Send,
-        E: PolicyError,
-    {
-        self.acquire().await.map_err(E::from_rejection)?;
-        operation.await
     }
 }

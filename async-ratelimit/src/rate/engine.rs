@@ -9,8 +9,8 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 
-use super::Quota;
 use super::clock::Clock;
+use super::{Quota, TICK};
 
 /// How many cells the past has used up: governor's theoretical arrival time, in nanoseconds since the engine's start.
 /// Zero before the first cell.
@@ -121,6 +121,11 @@ impl<C: clock::Clock> Engine<C> {
     /// Takes `n` cells if all of them conform.
     pub(crate) fn take_n(&self, tat: &Tat, n: NonZeroU32) -> bool {
         matches!(self.limiter.check_key_n(tat, n), Ok(Ok(())))
+    }
+
+    /// Whether several cells come back between two ticks of a timer.
+    pub(crate) const fn is_dense(&self) -> bool {
+        self.interval < TICK.as_nanos() as u64
     }
 
     /// When `n` cells conform, after `ahead` cells were taken each as soon as they conform; at least `now`.

@@ -16,16 +16,21 @@ pub(crate) trait Cells {
     fn most(&self) -> u32;
     /// When `n` cells conform, if `ahead` cells are taken first.
     fn turn(&self, ahead: u64, n: u32) -> u64;
+    /// Whether several cells come back between two ticks of a timer.
+    fn are_dense(&self) -> bool;
 }
 
-/// The queue in front of a rate limit. Each waiter sleeps until its own estimated turn, and only the front takes cells, in
-/// its own poll; so nothing has ever to be given back, and cells are granted in the order of the queue.
+/// The queue in front of a rate limit. Only the front takes cells, in its own poll; so nothing has ever to be given back, and
+/// cells are granted in the order of the queue. Each waiter sleeps until its own estimated turn.
 ///
 /// 1. A waiter that finds its turn come but is not the front stops sleeping; who leaves the front wakes it.
 /// 2. Who leaves the front also wakes the next if that one sleeps longer than it has to, because somebody before it gave up.
 /// 3. A front that is too early, because cells were taken late, sleeps again.
+/// 4. Where several cells come back per tick, only the front has a timer: it finds all the cells of the tick, and each who takes
+///    one wakes the next. Timers of their own would wake most of them too early or out of order.
 ///
-/// So a waiter is woken once where timers are exact, and once more for each of these that happens to it.
+/// So a waiter is woken once where timers are exact, and once more for each of the first three that happens to it; in the
+/// fourth case once, and one more time per tick.
 #[derive(Debug)]
 pub(crate) struct Line {
     queue: Fifo<Waiter>,
@@ -37,8 +42,8 @@ pub(crate) struct Line {
 struct Waiter {
     n: u32,
     turn: u64,
-    /// Its turn has come, but it was not the front.
-    due: bool,
+    /// It does not sleep: who is before it has to wake it.
+    parked: bool,
     waker: Option<Waker>,
 }
 
@@ -47,7 +52,9 @@ struct Waiter {
 pub(crate) enum Joined {
     Taken,
     /// To sleep until its turn, which is so far away.
-    Waits(Key, u64, Duration),
+    Sleeps(Key, u64, Duration),
+    /// To be woken by who is before it.
+    Parks(Key),
 }
 
 /// Why there is no cell, and when to come again where that helps.
@@ -135,8 +142,9 @@ impl Line {
             Reason::DeadlineTooClose
         } else {
             self.cells += u64::from(n);
-            let key = self.queue.push_back(Waiter { n, turn, due: false, waker: waker.take() });
-            return Ok(Joined::Waits(key, turn, wait));
+            let parked = cells.are_dense() && !self.is_empty();
+            let key = self.queue.push_back(Waiter { n, turn, parked, waker: waker.take() });
+            return Ok(if parked { Joined::Parks(key) } else { Joined::Sleeps(key, turn, wait) });
         };
         Err(refuse(reason, n, ahead, cells))
     }
@@ -168,8 +176,8 @@ impl Line {
         if front {
             waiter.turn = cells.turn(0, n);
         }
-        waiter.due = !front && cells.now() >= waiter.turn;
-        if waiter.due { Turn::Parked } else { Turn::Sleep(waiter.turn) }
+        waiter.parked = !front && (cells.are_dense() || cells.now() >= waiter.turn);
+        if waiter.parked { Turn::Parked } else { Turn::Sleep(waiter.turn) }
     }
 
     /// Leaves the queue, with cells or without.
@@ -179,7 +187,7 @@ impl Line {
         self.cells -= u64::from(gone.n);
         let next = self.queue.front().filter(|_| front).and_then(|next| {
             let next = self.queue.get_mut(next);
-            let wake = next.due || next.turn > cells.turn(0, next.n);
+            let wake = next.parked || next.turn > cells.turn(0, next.n);
             if wake { next.waker.take() } else { None }
         });
         Left { next, _spent: gone.waker }
@@ -190,7 +198,6 @@ impl Line {
         let mut ahead = 0;
         self.queue.for_each(|waiter| {
             waiter.turn = cells.turn(ahead, waiter.n);
-            waiter.due = false;
             ahead += u64::from(waiter.n);
             wakers.extend(waiter.waker.take());
         });
@@ -239,6 +246,10 @@ mod tests {
 
         fn turn(&self, ahead: u64, n: u32) -> u64 {
             self.0.turn(self.1.get(), self.0.now(), ahead, n)
+        }
+
+        fn are_dense(&self) -> bool {
+            self.0.is_dense()
         }
     }
 
@@ -291,18 +302,13 @@ mod tests {
             let mut cells = Now(&self.engine, &self.tat);
             match self.line.join(n, queue, |_| true, &mut waker, &mut cells).unwrap() {
                 Joined::Taken => self.granted.push((cells.now(), id, n)),
-                Joined::Waits(key, turn, _) => {
-                    self.tickets.push_back(Ticket {
-                        id,
-                        n,
-                        key,
-                        flag,
-                        answered: 0,
-                        timer: Some(turn),
-                        polls: 0,
-                    });
-                }
+                Joined::Sleeps(key, turn, _) => self.wait(id, n, key, flag, Some(turn)),
+                Joined::Parks(key) => self.wait(id, n, key, flag, None),
             }
+        }
+
+        fn wait(&mut self, id: usize, n: u32, key: Key, flag: Arc<Flag>, timer: Option<u64>) {
+            self.tickets.push_back(Ticket { id, n, key, flag, answered: 0, timer, polls: 0 });
         }
 
         fn poll(&mut self, at: usize) {
@@ -413,7 +419,7 @@ mod tests {
         fn where_timers_are_exact_a_waiter_is_woken_once(
             weights in prop::collection::vec(1..=4_u32, 1..100),
             burst in 4..8_u32,
-            interval in 1..1_500_000_u64,
+            interval in 1_000_000..1_500_000_u64,
         ) {
             let mut world = World::new(Quota::new(1, Duration::from_nanos(interval)).with_burst(burst));
             let started = world.engine.now();
@@ -427,6 +433,23 @@ mod tests {
             let took = world.granted.last().unwrap().0 - started;
             prop_assert_eq!(took, cells.saturating_sub(u64::from(burst)) * interval);
         }
+    }
+
+    #[test]
+    fn a_crowd_is_woken_once_each_and_one_of_them_once_more_per_tick() {
+        let mut world = World::new(Quota::per_second(50_000).with_burst(100));
+        (0..10_000).for_each(|_| world.arrive(1));
+        let mut ticks = 0;
+        while !world.tickets.is_empty() {
+            // Timers fire at whole milliseconds.
+            let now = world.engine.now();
+            world.clock.advance(Duration::from_nanos(1_000_000 - now % 1_000_000));
+            world.run(0);
+            ticks += 1;
+        }
+        assert_eq!(ticks, 198);
+        let polls: usize = world.polls.iter().sum();
+        assert!(polls <= 9_900 + ticks, "{polls}");
     }
 
     #[test]

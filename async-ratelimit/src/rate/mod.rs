@@ -2,7 +2,6 @@ mod clock;
 mod config;
 mod engine;
 mod line;
-mod policy;
 mod quota;
 #[cfg(feature = "tower")]
 mod tower;
@@ -237,6 +236,10 @@ impl Cells for AtEngine<'_> {
     fn turn(&self, ahead: u64, n: u32) -> u64 {
         self.engine.turn(self.tat.get(), self.now, ahead, n)
     }
+
+    fn are_dense(&self) -> bool {
+        self.engine.is_dense()
+    }
 }
 
 impl Shared {
@@ -323,7 +326,7 @@ impl<S: Deref<Target = Shared>> Desk for S {
         let mut waker = Some(waker);
         let mut line = self.lock();
         let joined = self.with_cells(|cells| line.join(n, self.queue, Deadline::fits, &mut waker, cells));
-        if matches!(joined, Ok(Joined::Waits(..))) {
+        if matches!(joined, Ok(Joined::Sleeps(..) | Joined::Parks(_))) {
             self.gate.fetch_or(WAITING, Ordering::Release);
         }
         drop(line);

@@ -9,6 +9,7 @@ use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, Sleep};
 
 use super::line::{Joined, Left, Turn};
+use crate::event::stopwatch;
 use crate::fifo::Key;
 
 /// Where one can wait for cells: a limit, or one key of a keyed limit.
@@ -45,7 +46,7 @@ struct Ticket<D: Desk> {
     desk: D,
     n: u32,
     /// Its place, and since when.
-    place: Option<(Key, Instant)>,
+    place: Option<(Key, Option<Instant>)>,
 }
 
 impl<D: Desk> Wait<D> {
@@ -78,8 +79,12 @@ impl<D: Desk> Ticket<D> {
             }
             return match self.desk.join(self.n, cx.waker().clone()) {
                 Ok(Joined::Taken) => Step::Done(Ok(())),
-                Ok(Joined::Waits(key, turn, wait)) => {
-                    self.place = Some((key, Instant::now()));
+                Ok(Joined::Parks(key)) => {
+                    self.place = Some((key, stopwatch()));
+                    Step::Parked
+                }
+                Ok(Joined::Sleeps(key, turn, wait)) => {
+                    self.place = Some((key, stopwatch()));
                     Step::Sleep { turn, wait }
                 }
                 Err(rejection) => Step::Done(Err(rejection)),
@@ -89,7 +94,9 @@ impl<D: Desk> Ticket<D> {
         match turn {
             Turn::Taken(left) => {
                 self.left(left);
-                self.desk.waited(since.elapsed());
+                if let Some(since) = since {
+                    self.desk.waited(since.elapsed());
+                }
                 Step::Done(Ok(()))
             }
             Turn::TooMany(left) => {
