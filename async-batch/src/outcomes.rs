@@ -69,13 +69,14 @@ pub struct Outcomes<T, E, D = ()> {
 
 impl<T, E, D> Outcomes<T, E, D> {
     pub(crate) fn with_capacity(items: usize) -> Self {
-        // A hint may be wrong: beyond this the vectors grow as they fill.
-        const MOST: usize = 1 << 16;
-        let items = items.min(MOST);
+        // A hint may be wrong: beyond this the vectors grow as they fill. What is not filled costs no memory, only
+        // addresses.
+        const MOST_BYTES: usize = 16 << 20;
+        let room = |size: usize| items.min(MOST_BYTES / size.max(1));
         Self {
-            values: Vec::with_capacity(items),
+            values: Vec::with_capacity(room(size_of::<T>())),
             failures: Vec::new(),
-            details: Vec::with_capacity(items),
+            details: Vec::with_capacity(room(size_of::<D>())),
             stopped: None,
         }
     }

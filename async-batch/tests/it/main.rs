@@ -2,6 +2,7 @@
 
 mod batcher;
 mod gather;
+mod model;
 mod modes;
 mod plan;
 mod progress;
