@@ -257,3 +257,112 @@ fn a_rate_that_does_not_divide_is_rounded_down_never_up() {
     assert_eq!(Quota::per_second(600_000_000).interval(), Duration::from_nanos(2));
     assert_eq!(Quota::per_second(10).burst(), 10);
 }
+
+#[test]
+fn under_threads_a_change_of_quota_neither_mints_nor_loses_a_cell() {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+    let quota = Quota::per_hour(1).with_burst(100_000);
+    let limit = RateLimit::builder(quota).build().unwrap();
+    let (granted, done) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let takers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    // Nobody is refused while there are cells, least of all because of a change.
+                    while limit.try_acquire().is_ok() {
+                        granted.fetch_add(1, SeqCst);
+                    }
+                })
+            })
+            .collect();
+        let changer = scope.spawn(|| {
+            while !done.load(SeqCst) {
+                limit.set_quota(quota).unwrap();
+            }
+        });
+        takers.into_iter().for_each(|taker| taker.join().unwrap());
+        done.store(true, SeqCst);
+        changer.join().unwrap();
+    });
+    assert_eq!(granted.into_inner(), 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn under_threads_waiters_who_give_up_and_come_again_leave_nothing_behind() {
+    let limit =
+        RateLimit::builder(Quota::per_second(20_000).with_burst(20)).with_queue(1_000, None).build().unwrap();
+    let tasks: Vec<_> = (0..64_u32)
+        .map(|n| {
+            let limit = limit.clone();
+            tokio::spawn(async move {
+                for round in 0..20 {
+                    let mut wait = Box::pin(limit.acquire_many(1 + (n + round) % 3));
+                    if (n + round).is_multiple_of(4) {
+                        // Polled once, and dropped.
+                        std::future::poll_fn(|cx| {
+                            let _ = wait.as_mut().poll(cx);
+                            std::task::Poll::Ready(())
+                        })
+                        .await;
+                    } else {
+                        wait.await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(limit.snapshot().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_cancelled_beforehand_takes_nothing() {
+    let limit = slow(2);
+    drop(limit.acquire_many(2));
+    assert_eq!(limit.snapshot().available, 2);
+    limit.acquire_many(2).await.unwrap();
+    let (seen, started) = (Seen::default(), Instant::now());
+    // In tenths, as the test of Go's limiter has it: R(0,2) = 2 is cancelled at 1, so R(1,2) = 2.
+    let cancelled = waiter(&limit, 0, 2, &seen, started);
+    sleep(ms(100)).await;
+    cancelled.abort();
+    assert!(cancelled.await.unwrap_err().is_cancelled());
+    waiter(&limit, 1, 2, &seen, started).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [(1, 200)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_whose_waits_are_never_waits_lets_others_have_their_turn() {
+    let rate = RateLimit::builder(Quota::per_second(1_000_000_000)).with_queue(1, None).build().unwrap();
+    let permits = async_ratelimit::ConcurrencyLimit::builder(1).build().unwrap();
+    let rounds = std::cell::Cell::new(0);
+    let turn = || {
+        rounds.set(rounds.get() + 1);
+        assert!(rounds.get() < 1_000, "it keeps the thread for itself");
+    };
+    let rate = async {
+        loop {
+            rate.acquire().await.unwrap();
+            turn();
+        }
+    };
+    let permits = async {
+        loop {
+            drop(permits.acquire().await.unwrap());
+            turn();
+        }
+    };
+    let (mut rate, mut permits) = (std::pin::pin!(rate), std::pin::pin!(permits));
+    for _ in 0..3 {
+        std::future::poll_fn(|cx| {
+            let _: std::task::Poll<()> = rate.as_mut().poll(cx);
+            let _: std::task::Poll<()> = permits.as_mut().poll(cx);
+            std::task::Poll::Ready(())
+        })
+        .await;
+        rounds.set(0);
+        tokio::task::yield_now().await;
+    }
+}
