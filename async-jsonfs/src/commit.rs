@@ -13,7 +13,7 @@ use crate::change::Change;
 use crate::error::{ErrorKind, Fault, Outcome, Step};
 use crate::held::Held;
 use crate::ops::Meta;
-use crate::options::{Durability, Format};
+use crate::options::Durability;
 use crate::parse::{parse, print};
 use crate::replace::current;
 use crate::target;
@@ -50,7 +50,7 @@ impl Disk {
         match (disk.read(held), default) {
             (Err(fault), Some(default)) if is_missing(&fault) => {
                 let state = default();
-                disk.printed = print_caught(&state, held.options.format)?;
+                disk.printed = caught(|| print(&state, held.options.format))?;
                 disk.raw = Some(Vec::new());
                 Ok((disk, state))
             }
@@ -59,10 +59,10 @@ impl Disk {
     }
 
     fn read<T: Serialize + DeserializeOwned>(&mut self, held: &Held<'_>) -> Result<T, Fault> {
-        let file = held.ops.open_at(&held.target.dir, &held.target.name).step("open")?;
+        let file = held.open()?;
         let (raw, meta) = target::read(held.ops, &file, held.options)?;
-        let state: T = parse(&raw, held.options)?;
-        self.printed = print_caught(&state, held.options.format)?;
+        let state: T = caught(|| parse(&raw, held.options))?;
+        self.printed = caught(|| print(&state, held.options.format))?;
         self.raw = (raw != self.printed).then_some(raw);
         self.seen = Some((file, meta));
         self.durable = false;
@@ -133,11 +133,11 @@ impl Disk {
             options.durability = Durability::Durable;
         }
         let held = Held { options: &options, ..*held };
-        let printed = print_caught(state, options.format)?;
+        let printed = caught(|| print(state, options.format))?;
         let raw = self.raw.as_deref().unwrap_or(&self.printed);
         let bytes = match &self.seen {
             None => printed.clone(),
-            Some(_) => carry::carry_over::<T>(raw, &self.printed, printed.clone(), &options)?,
+            Some(_) => caught(|| carry::carry_over::<T>(raw, &self.printed, printed.clone(), &options))?,
         };
         let unchanged = self.seen.is_some() && !self.suspect && bytes == raw;
         if unchanged && (self.durable || options.durability == Durability::Visible) {
@@ -175,8 +175,7 @@ fn is_missing(fault: &Fault) -> bool {
     matches!(&fault.kind, ErrorKind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
-/// Prints a value whose own code may panic.
-fn print_caught<T: Serialize>(value: &T, format: Format) -> Result<Vec<u8>, Fault> {
-    catch_unwind(AssertUnwindSafe(|| print(value, format)))
-        .unwrap_or_else(|_| Err(ErrorKind::Serialize("its serializer panicked".to_owned()).into()))
+/// Runs code of the type's own, which may panic.
+fn caught<R>(run: impl FnOnce() -> Result<R, Fault>) -> Result<R, Fault> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(ErrorKind::Panicked.into()))
 }

@@ -76,6 +76,8 @@ pub enum ErrorKind {
     Conflict,
     /// The value to write cannot be put into JSON.
     Serialize(String),
+    /// The type's own code for reading or writing it panicked, inside of a [`Store`](crate::Store).
+    Panicked,
     /// The change cannot stand beside what else the file holds: read back, it would not be of the type any more. Why not.
     Unmergeable(String),
     /// The patch (RFC 6902) does not fit the file: which operation, and why.
@@ -188,6 +190,9 @@ impl fmt::Display for Error {
             ErrorKind::TooLarge { limit, found } => write!(f, "has {found} bytes, and {limit} are allowed")?,
             ErrorKind::Conflict => f.write_str("has been changed by somebody else")?,
             ErrorKind::Serialize(message) => write!(f, "the value cannot be written as JSON: {message}")?,
+            ErrorKind::Panicked => {
+                f.write_str("the type's own code panicked while it was read or written")?
+            }
             ErrorKind::Unmergeable(why) => {
                 write!(f, "the change cannot stand beside what else the file holds: {why}")?;
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use crate::error::{ErrorKind, Fault, Step};
 use crate::file::Saved;
 use crate::ops::{Meta, Ops};
-use crate::options::{Durability, Options};
+use crate::options::{Durability, Options, Symlinks};
 use crate::replace::{Replace, current};
 use crate::target::{self, Target};
 
@@ -23,8 +23,14 @@ impl Held<'_> {
     /// The content to be changed.
     pub(crate) fn read(&self) -> Result<(Vec<u8>, Meta), Fault> {
         current(self.ops, self.target, self.options)?;
-        let file = self.ops.open_at(&self.target.dir, &self.target.name).step("open")?;
+        let file = self.open()?;
         target::read(self.ops, &file, self.options)
+    }
+
+    /// Opens the file to read. A link that is still there is one that will be replaced: reads follow it.
+    pub(crate) fn open(&self) -> Result<File, Fault> {
+        let follow = self.options.symlinks == Symlinks::Replace;
+        self.ops.open_at(&self.target.dir, &self.target.name, follow).step("open")
     }
 
     /// Writes, unless the file holds `bytes` already. `raw` is its content where that is known. The file comes back open.
@@ -39,12 +45,9 @@ impl Held<'_> {
         if found > limit {
             return Err(ErrorKind::TooLarge { limit, found }.into());
         }
-        if old.is_some_and(|old| old.len == found) {
-            let file = ops.open_at(&target.dir, &target.name).step("open")?;
-            let same = match raw {
-                Some(raw) => raw == bytes,
-                None => target::read(ops, &file, options)?.0 == bytes,
-            };
+        if old.is_some_and(|old| old.len == found) && raw.is_none_or(|raw| raw == bytes) {
+            let file = self.open()?;
+            let same = raw.is_some() || target::read(ops, &file, options)?.0 == bytes;
             // It may have been made visible only. Where a sync fails, the bytes are written anew.
             let durable = || ops.sync(&file).is_ok() && ops.sync_dir(&target.dir).is_ok();
             if same && (options.durability == Durability::Visible || durable()) {

@@ -58,7 +58,7 @@ pub(crate) trait Ops: fmt::Debug + Send + Sync {
 
     /// Opens to read, without waiting for the other end of a pipe.
     fn open(&self, path: &Path, follow: bool) -> io::Result<File>;
-    fn open_at(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File>;
+    fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File>;
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File>;
     /// Whether the lock was free and is now ours, until the file is closed.
     fn try_lock(&self, file: &File) -> io::Result<bool>;
@@ -126,8 +126,9 @@ impl Ops for System {
         Ok(retry_on_intr(|| fs::open(path, flags, Mode::empty()))?.into())
     }
 
-    fn open_at(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
-        Ok(retry_on_intr(|| fs::openat(dir, name, READ | OFlags::NOFOLLOW, Mode::empty()))?.into())
+    fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File> {
+        let flags = if follow { READ } else { READ | OFlags::NOFOLLOW };
+        Ok(retry_on_intr(|| fs::openat(dir, name, flags, Mode::empty()))?.into())
     }
 
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File> {

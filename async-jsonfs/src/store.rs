@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_policy::{Deadline, Reason, TimedOut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
@@ -188,9 +189,11 @@ where
     {
         let error = |fault| UpdateError::File(self.0.file.error(fault));
         let (queued, ticket, mut caller) = Queued::new(change);
+        // Panics outside of a runtime before anything is queued.
+        let runtime = Handle::current();
         let pushed = lock(&self.0.queue).push(Box::new(queued) as Box<dyn Change<T>>);
         match pushed {
-            Ok(next) => self.drive(next),
+            Ok(next) => self.drive(&runtime, next),
             Err(_back) => return Err(error(ErrorKind::Rejected(refusal(Reason::ShutDown)).into())),
         }
         let answer = match Deadline::current() {
@@ -234,9 +237,10 @@ where
     /// Dropping it stops the waiting, not the commit.
     pub async fn flush(&self) -> Result<(), Error> {
         let (caller, receiver) = oneshot::channel();
+        let runtime = Handle::current();
         let pushed = lock(&self.0.queue).push(Box::new(Flush(caller)) as Box<dyn Change<T>>);
         match pushed {
-            Ok(next) => self.drive(next),
+            Ok(next) => self.drive(&runtime, next),
             Err(_back) => {
                 return Err(self.0.file.error(ErrorKind::Rejected(refusal(Reason::ShutDown)).into()));
             }
@@ -255,8 +259,9 @@ where
     /// Once polled, the store is closed; dropping it stops the waiting, not the commit.
     pub async fn close(&self) -> Result<(), Error> {
         let (caller, receiver) = oneshot::channel();
+        let runtime = Handle::current();
         let next = lock(&self.0.queue).close(Box::new(Flush(caller)) as Box<dyn Change<T>>);
-        self.drive(next);
+        self.drive(&runtime, next);
         self.flushed(receiver).await
     }
 
@@ -269,9 +274,9 @@ where
     }
 
     /// One task drives the commits while there are any.
-    fn drive(&self, next: Next) {
+    fn drive(&self, runtime: &Handle, next: Next) {
         if next == Next::Drive {
-            tokio::spawn(Driver { inner: Arc::clone(&self.0), done: false }.run());
+            runtime.spawn(Driver { inner: Arc::clone(&self.0), done: false }.run());
         }
     }
 }

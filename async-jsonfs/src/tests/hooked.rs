@@ -157,8 +157,8 @@ impl Ops for Hooked {
         self.hook("open", || self.inner.open(path, follow))
     }
 
-    fn open_at(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
-        self.hook("open_at", || self.inner.open_at(dir, name))
+    fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File> {
+        self.hook("open_at", || self.inner.open_at(dir, name, follow))
     }
 
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File> {

@@ -167,6 +167,12 @@ async fn symlinks_are_followed_replaced_or_refused() {
     JsonFile::new(&link).with_symlinks(Symlinks::Replace).save(3).await.unwrap();
     assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!((load::<u8>(&link).await.unwrap(), load::<u8>(&file).await.unwrap()), (3, 1));
+    // An update reads what the link it replaces leads to.
+    fs::remove_file(&link).unwrap();
+    symlink("hop", &link).unwrap();
+    JsonFile::new(&link).with_symlinks(Symlinks::Replace).update(|n: &mut u8| *n += 5).await.unwrap();
+    assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!((load::<u8>(&link).await.unwrap(), load::<u8>(&file).await.unwrap()), (6, 1));
     symlink("round", dir.path().join("round")).unwrap();
     let error = save(dir.path().join("round"), 1).await.unwrap_err();
     assert!(error.to_string().contains("symbolic link"), "{error}");

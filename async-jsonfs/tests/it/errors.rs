@@ -125,7 +125,12 @@ async fn what_is_too_large_is_refused_before_it_is_read() {
     let file = JsonFile::new(&path).with_max_bytes(6);
     let error = file.load::<u64>().await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::TooLarge { limit: 6, found: 7 }));
-    file.clone().with_max_bytes(7).load::<u64>().await.unwrap();
+    let file = file.with_max_bytes(7);
+    file.load::<u64>().await.unwrap();
+    // Nor is it written.
+    let error = file.save("12345").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TooLarge { limit: 7, found: 8 }));
+    assert_eq!(file.load::<u64>().await.unwrap(), 1_234_567);
 }
 
 #[tokio::test(start_paused = true)]

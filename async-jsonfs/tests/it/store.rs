@@ -332,7 +332,8 @@ async fn a_state_that_cannot_be_written_is_told_and_forgotten() {
     store.update(|n| n.0 = 6).await.unwrap();
     for bad in [7, 8] {
         let error = store.update(move |n| n.0 = bad).await.unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Serialize(_)), "{error}");
+        assert!(matches!(error.kind(), ErrorKind::Serialize(_) | ErrorKind::Panicked), "{error}");
+        assert_eq!(error.outcome(), Outcome::NotWritten);
         assert_eq!(store.snapshot().0, 6);
     }
     store.update(|n| n.0 = 9).await.unwrap();
