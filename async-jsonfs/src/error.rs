@@ -190,9 +190,7 @@ impl fmt::Display for Error {
             ErrorKind::TooLarge { limit, found } => write!(f, "has {found} bytes, and {limit} are allowed")?,
             ErrorKind::Conflict => f.write_str("has been changed by somebody else")?,
             ErrorKind::Serialize(message) => write!(f, "the value cannot be written as JSON: {message}")?,
-            ErrorKind::Panicked => {
-                f.write_str("the type's own code panicked while it was read or written")?
-            }
+            ErrorKind::Panicked => f.write_str("the type's own code for JSON panicked")?,
             ErrorKind::Unmergeable(why) => {
                 write!(f, "the change cannot stand beside what else the file holds: {why}")?;
             }
