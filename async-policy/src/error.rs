@@ -65,7 +65,8 @@ pub trait PolicyError: Send + Sized {
 /// How a call through policies ends when it does not end well: [`Policy::call`](crate::Policy::call) lifts any
 /// error `E` into it once, and it stays flat however deep the stack.
 ///
-/// `Display` and `source` of an operation's error are its own; a refusal or a time-out is the `source`.
+/// `Display` and `source` of an operation's error are its own. A refusal or a time-out is the `source`, and `{failure:#}`
+/// prints it on the same line: "operation not started: circuit breaker `quotes` refused: circuit open (retry after 3.2s)".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure<E> {
     /// The operation ran and failed; the error is its own.
@@ -119,7 +120,9 @@ impl<E: fmt::Display> fmt::Display for Failure<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operation(error) => error.fmt(f),
+            Self::Rejected(rejection) if f.alternate() => write!(f, "operation not started: {rejection}"),
             Self::Rejected(_) => f.write_str("operation not started"),
+            Self::TimedOut(timed_out) if f.alternate() => write!(f, "operation timed out: {timed_out}"),
             Self::TimedOut(_) => f.write_str("operation timed out"),
         }
     }

@@ -38,6 +38,17 @@ fn a_failure_prints_each_part_of_its_chain_once() {
 }
 
 #[test]
+fn the_alternate_form_says_who_and_why_on_one_line() {
+    let failure = Failure::<io::Error>::Rejected(refusal());
+    assert_eq!(
+        format!("{failure:#}"),
+        "operation not started: rate limit `api` refused: wait longer than allowed (retry after 40ms)"
+    );
+    let failure = Failure::<io::Error>::TimedOut(TimedOut::new(Duration::from_secs(2)));
+    assert_eq!(format!("{failure:#}"), "operation timed out: timeout expired: no answer within 2s");
+}
+
+#[test]
 fn what_is_put_into_an_error_comes_back_out() {
     fn check<E: PolicyError>() {
         let rejected = E::from_rejection(refusal());
