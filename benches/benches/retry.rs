@@ -74,7 +74,9 @@ fn main() {
             block_on(async {
                 for i in 0..n {
                     let strategy = tokio_retry2::strategy::ExponentialBackoff::from_millis(100).take(2);
-                    let call = tokio_retry2::Retry::spawn(strategy, || ready(Ok::<_, tokio_retry2::RetryError<()>>(black_box(i))));
+                    let call = tokio_retry2::Retry::spawn(strategy, || {
+                        ready(Ok::<_, tokio_retry2::RetryError<()>>(black_box(i)))
+                    });
                     let _ = black_box(call.await);
                 }
             });
@@ -83,7 +85,10 @@ fn main() {
             block_on(async {
                 for i in 0..n {
                     let policy = backoff::ExponentialBackoff::default();
-                    let _ = black_box(backoff::future::retry(policy, || ready(Ok::<_, backoff::Error<()>>(black_box(i)))).await);
+                    let _ = black_box(
+                        backoff::future::retry(policy, || ready(Ok::<_, backoff::Error<()>>(black_box(i))))
+                            .await,
+                    );
                 }
             });
         })
@@ -112,7 +117,9 @@ fn main() {
             block_on(async {
                 for _ in 0..n {
                     let strategy = std::iter::repeat_n(Duration::ZERO, 2);
-                    let call = tokio_retry2::Retry::spawn(strategy, || ready(c.next().map_err(tokio_retry2::RetryError::transient)));
+                    let call = tokio_retry2::Retry::spawn(strategy, || {
+                        ready(c.next().map_err(tokio_retry2::RetryError::transient))
+                    });
                     let _ = black_box(call.await);
                 }
             });

@@ -110,7 +110,11 @@ fn main() {
     };
 
     let mut service = towers();
-    table.row("closure form, tower's own layers").ours("family", closures).peer("tower", |n| calls(&mut service, n)).run();
+    table
+        .row("closure form, tower's own layers")
+        .ours("family", closures)
+        .peer("tower", |n| calls(&mut service, n))
+        .run();
     let mut service = resilience();
     table
         .row("closure form, tower-resilience")
@@ -130,5 +134,4 @@ fn main() {
         .peer("tower-resilience", |n| calls(&mut service, n))
         .run();
     table.finish();
-
 }

@@ -83,10 +83,19 @@ impl Table {
     /// A table for the bench `bench`.
     #[must_use]
     pub fn new(bench: &'static str) -> Self {
-        let number = |name, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+        let number =
+            |name, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
         let mut grid = Grid::new();
         grid.load_style(UTF8_FULL_CONDENSED).set_header([
-            "row", "candidate", "ns/op", "min", "max", "cpu ns/op", "allocs/op", "ours/this", "notes",
+            "row",
+            "candidate",
+            "ns/op",
+            "min",
+            "max",
+            "cpu ns/op",
+            "allocs/op",
+            "ours/this",
+            "notes",
         ]);
         for column in 2..8 {
             if let Some(column) = grid.column_mut(column) {
@@ -182,7 +191,8 @@ impl<'a> Row<'_, 'a> {
         eprintln!("{}/{} …", self.table.bench, self.name);
         let rounds = self.rounds.unwrap_or(self.table.rounds).max(1);
         for candidate in &mut self.candidates {
-            candidate.iterations = self.fixed.unwrap_or_else(|| calibrate(&mut candidate.work, self.table.round));
+            candidate.iterations =
+                self.fixed.unwrap_or_else(|| calibrate(&mut candidate.work, self.table.round));
             let iterations = candidate.iterations;
             let counted = allocation_counter::measure(|| (candidate.work)(iterations));
             candidate.allocations = counted.count_total as f64 / iterations as f64;
@@ -204,7 +214,8 @@ impl<'a> Row<'_, 'a> {
     }
 
     fn report(self) {
-        let ours = self.candidates.iter().find(|candidate| candidate.ours).expect("a row has a candidate of ours");
+        let ours =
+            self.candidates.iter().find(|candidate| candidate.ours).expect("a row has a candidate of ours");
         let ratio = |peer: &Candidate<'_>| {
             median(ours.nanos.iter().zip(&peer.nanos).map(|(ours, peer)| ours / peer).collect())
         };
@@ -228,7 +239,8 @@ impl<'a> Row<'_, 'a> {
         let peers = self.candidates.iter().filter(|candidate| !candidate.ours);
         let best = peers.min_by(|a, b| median(a.nanos.clone()).total_cmp(&median(b.nanos.clone())));
         if let Some(best) = best {
-            let line = format!("RATIO {}/{} {:.3} vs {}", self.table.bench, self.name, ratio(best), best.name);
+            let line =
+                format!("RATIO {}/{} {:.3} vs {}", self.table.bench, self.name, ratio(best), best.name);
             self.table.ratios.push(line);
         }
     }
