@@ -18,7 +18,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_policy::Reason;
 
@@ -26,8 +26,7 @@ use crate::config::{Config, Recovery};
 use crate::event::{Cause, Ending};
 use crate::meter::{Call, Meter, at_least};
 use crate::open_time::DEFAULT_OPEN_FOR;
-use crate::snapshot::{Mode, Saved, Snapshot, State, Totals};
-use crate::trip::Bad;
+use crate::snapshot::{Mode, State, Totals};
 use crate::window::{Buckets, Tally};
 
 /// The share of calls let through at the start of the ramp.
@@ -431,63 +430,6 @@ impl Circuit {
             self.close(None, Cause::Manual, now);
         }
     }
-
-    pub(crate) fn save(&self, now: Duration, saved_at: SystemTime) -> Saved {
-        let open_for = match self.phase {
-            Phase::Closed { ramp: None } => None,
-            Phase::Open { until } if self.mode != Mode::ForcedOpen => Some(until.saturating_sub(now)),
-            _ => Some(Duration::ZERO),
-        };
-        Saved { mode: self.mode, open_for, reopenings: self.openings.saturating_sub(1), saved_at }
-    }
-
-    /// Takes up a saved state, `elapsed` after it was saved.
-    pub(crate) fn restore(&mut self, saved: &Saved, elapsed: Duration, now: Duration) {
-        self.mode = saved.mode;
-        match (saved.mode, saved.open_for) {
-            (Mode::Automatic | Mode::ObserveOnly, Some(time)) => {
-                self.openings = saved.reopenings.saturating_add(1);
-                let until = later(now, time.saturating_sub(elapsed));
-                self.turn(Phase::Open { until }, Cause::Restored, now);
-            }
-            (Mode::ForcedOpen, _) => self.turn(Phase::Open { until: Duration::MAX }, Cause::Restored, now),
-            _ => self.close(None, Cause::Restored, now),
-        }
-    }
-
-    pub(crate) fn snapshot(&self, now: Duration) -> Snapshot {
-        let rate = |slow: bool| {
-            let of_kind = |meter: &&Meter| match meter {
-                Meter::Rate { bad, .. } => slow == matches!(bad, Bad::SlowerThan(_)),
-                Meter::InARow { .. } => false,
-            };
-            self.meters.iter().find(of_kind).map_or((0, 0), |meter| meter.counts(now, self.counted))
-        };
-        let in_a_row = self.meters.iter().find(|meter| matches!(meter, Meter::InARow { .. }));
-        let (calls, failures) = rate(false);
-        let (retry_after, probes_in_flight, admitted) = match self.phase {
-            Phase::Closed { ramp } => {
-                (None, 0, ramp.map_or(1.0, |ramp| share(ramp.since, self.config.ramp, now)))
-            }
-            Phase::Open { until: Duration::MAX } => (None, 0, 0.0),
-            Phase::Open { until } => (Some(until.saturating_sub(now)), 0, 0.0),
-            Phase::HalfOpen { in_flight, .. } => (None, in_flight, 0.0),
-        };
-        Snapshot {
-            state: self.state(),
-            mode: self.mode,
-            epoch: self.epoch,
-            calls,
-            failures,
-            slow_calls: rate(true).1,
-            consecutive_failures: in_a_row.map_or(0, |meter| meter.counts(now, self.counted).0),
-            retry_after,
-            probes_in_flight,
-            reopenings: self.openings.saturating_sub(1),
-            admitted,
-            totals: self.totals,
-        }
-    }
 }
 
 /// The share of calls let through, so long after a recovery.
@@ -501,6 +443,8 @@ fn share(since: Duration, ramp: Option<Duration>, now: Duration) -> f64 {
 fn later(now: Duration, time: Duration) -> Duration {
     now.saturating_add(time).min(Duration::MAX - Duration::from_nanos(1))
 }
+
+mod report;
 
 #[cfg(all(test, not(family_loom)))]
 mod model;

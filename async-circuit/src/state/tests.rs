@@ -1,4 +1,5 @@
 use std::num::NonZeroU32;
+use std::time::SystemTime;
 
 use super::*;
 use crate::{OpenTime, Trip, TripRules};

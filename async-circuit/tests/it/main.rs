@@ -6,5 +6,7 @@ mod control;
 mod events;
 mod keyed;
 mod stampede;
+#[cfg(any(feature = "tracing", feature = "metrics"))]
+mod telemetry;
 #[cfg(feature = "tower")]
 mod tower;

@@ -1,9 +1,14 @@
+use std::future::Ready;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_circuit::{CircuitBreakerLayer, Failure, State, Verdict};
+use async_circuit::{
+    CircuitBreaker, CircuitBreakerLayer, Failure, KeyedCircuitBreakerLayer, Mode, State, Trip, Verdict,
+};
 use async_policy::PolicyError;
 use tokio::time::advance;
-use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::breaker::quick;
 
@@ -48,4 +53,73 @@ async fn a_classifier_reads_the_response() {
         assert_eq!(service.oneshot(()).await, Ok(503));
     }
     assert_eq!(breaker.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keyed_layer_refuses_by_key_and_leaves_the_inner_service_ready() {
+    let max = NonZeroUsize::new(10).unwrap();
+    let hosts = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
+        .with_open_for(Duration::from_secs(1))
+        .build_keyed::<String>(max)
+        .unwrap();
+    let hosts = Arc::new(hosts);
+    let service = ServiceBuilder::new()
+        .buffer(4)
+        .layer(KeyedCircuitBreakerLayer::new(Arc::clone(&hosts), |host: &&str| host.to_string()))
+        .concurrency_limit(1)
+        .service(service_fn(
+            async |host: &str| if host == "dead" { Err(BoxError::from("down")) } else { Ok(()) },
+        ));
+    assert!(service.clone().oneshot("dead").await.unwrap_err().rejection().is_none());
+    for _ in 0..3 {
+        assert!(service.clone().oneshot("dead").await.unwrap_err().rejection().is_some());
+        service.clone().oneshot("well").await.unwrap();
+    }
+    assert_eq!((hosts.find("dead").unwrap().state(), hosts.len()), (State::Open, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keyed_classifier_reads_the_response() {
+    let hosts = Arc::new(
+        CircuitBreaker::builder()
+            .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
+            .build_keyed::<u16>(NonZeroUsize::MIN)
+            .unwrap(),
+    );
+    let layer = KeyedCircuitBreakerLayer::new(Arc::clone(&hosts), |status: &u16| *status).with_classifier(
+        |answer: Result<&u16, &Failure<()>>| match answer {
+            Ok(500..) => Verdict::Transient,
+            _ => Verdict::Success,
+        },
+    );
+    let service = layer.clone().layer(service_fn(async |status| Ok::<u16, Failure<()>>(status)));
+    assert_eq!(service.clone().oneshot(503).await, Ok(503));
+    assert_eq!(hosts.find(&503).unwrap().state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_inner_call_is_a_failure_and_gives_the_permit_back() {
+    let breaker = quick();
+    for _ in 0..2 {
+        let layer = CircuitBreakerLayer::new(breaker.clone());
+        let mut service =
+            layer.layer(service_fn(|()| -> Ready<Result<(), Failure<()>>> { panic!("in call") }));
+        let task = tokio::spawn(async move { service.ready().await?.call(()).await });
+        assert!(task.await.unwrap_err().is_panic());
+    }
+    assert_eq!((breaker.state(), breaker.snapshot().totals.panics), (State::Open, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_sees_the_circuit_close_again_while_the_inner_service_is_not_asked() {
+    let breaker = quick();
+    let layer = CircuitBreakerLayer::new(breaker.clone());
+    let mut service = layer.layer(service_fn(async |()| Ok::<_, Failure<()>>(())));
+    breaker.set_mode(Mode::ForcedOpen);
+    service.ready().await.unwrap();
+    breaker.set_mode(Mode::Automatic);
+    // Ready was said without asking the inner service, so this call cannot go to it.
+    assert!(service.call(()).await.unwrap_err().rejection().is_some());
+    service.ready().await.unwrap().call(()).await.unwrap();
 }
