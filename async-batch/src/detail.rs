@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 /// What is kept of each item besides its result: see [`Run::detailed`](crate::Run::detailed).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Detail<I> {
     /// A clone of the input.

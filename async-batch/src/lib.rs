@@ -3,6 +3,7 @@
 
 mod batcher;
 mod detail;
+mod draw;
 mod engine;
 mod error;
 mod expiry;

@@ -46,3 +46,28 @@ impl<T> Order<T> {
         Some(item)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_order_in_is_the_one_order_out(keys in prop::collection::vec(any::<u32>(), 0..100)) {
+            let mut arrivals: Vec<usize> = (0..keys.len()).collect();
+            arrivals.sort_by_key(|index| keys[*index]);
+            let mut order = Order::new();
+            let mut out = Vec::new();
+            for (n, index) in arrivals.iter().enumerate() {
+                order.push(*index, *index, |item| out.push(item));
+                // As many as there are without a gap from the first one.
+                let complete = (0..).take_while(|index| arrivals[..=n].contains(index)).count();
+                prop_assert_eq!(out.len(), complete);
+            }
+            prop_assert!(out.into_iter().eq(0..keys.len()));
+            prop_assert!(order.ahead.is_empty());
+        }
+    }
+}

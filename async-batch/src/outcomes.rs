@@ -18,6 +18,7 @@ pub struct Settled<T, E, D = ()> {
 
 /// Why a gather ended before its input did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Stopped {
     /// More items failed than it was told to bear.

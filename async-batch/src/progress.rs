@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::draw::Bar;
+
 /// A live view of a gather, to look at from anywhere while it runs.
 ///
 /// Clones share the counts. It costs the gather one atomic addition when an item starts and one when it ends. Given to
@@ -32,6 +34,7 @@ struct Counts {
     /// Dropped with the gather, or cancelled by it.
     abandoned: AtomicUsize,
     span: Mutex<Span>,
+    bar: Bar,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,6 +50,7 @@ struct Span {
 
 /// What a [`Progress`] shows at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Snapshot {
     /// How many items there are in all; `None` where the input does not tell beforehand.
@@ -89,6 +93,25 @@ impl Progress {
         Self::default()
     }
 
+    /// One that is also drawn on `bar`: its length and position follow the items, its message says how many failed. The
+    /// bar draws itself at its own rate, whatever the items', and when the last gather ends it is finished as its
+    /// [`with_finish`](indicatif::ProgressBar::with_finish) says.
+    ///
+    /// ```
+    /// use async_batch::{Gather, Progress};
+    /// use indicatif::ProgressBar;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let progress = Progress::drawn_on(ProgressBar::no_length());
+    /// let _ = Gather::up_to::<8>().with_progress(&progress).run(0..300, async |n| Ok::<u32, ()>(n)).await;
+    /// # }
+    /// ```
+    #[cfg(feature = "indicatif")]
+    #[must_use]
+    pub fn drawn_on(bar: indicatif::ProgressBar) -> Self {
+        Self { counts: Arc::new(Counts { bar: Bar::new(bar), ..Counts::default() }) }
+    }
+
     /// What it shows now. The counts are read one after the other, not all at one instant: `in_flight` may include
     /// an item that has just ended.
     #[must_use]
@@ -121,7 +144,9 @@ impl Progress {
         }
         span.running += 1;
         span.began.get_or_insert(now);
+        let total = (span.unknown == 0).then_some(span.total);
         drop(span);
+        self.counts.bar.begin(total);
         Reporter { counts: Arc::clone(&self.counts), in_flight: 0 }
     }
 }
@@ -143,7 +168,8 @@ impl Reporter {
         self.in_flight -= 1;
         let count = if ok { &self.counts.succeeded } else { &self.counts.failed };
         // Release: who sees the end sees the start.
-        count.fetch_add(1, Ordering::Release);
+        let before = count.fetch_add(1, Ordering::Release);
+        self.counts.bar.ended((!ok).then_some(before + 1));
     }
 
     pub(crate) fn cancelled(&mut self) {
@@ -159,5 +185,10 @@ impl Drop for Reporter {
         let mut span = self.counts.span.lock().unwrap_or_else(PoisonError::into_inner);
         span.running -= 1;
         span.ended = Some(now);
+        let last = span.running == 0;
+        drop(span);
+        if last {
+            self.counts.bar.finish();
+        }
     }
 }

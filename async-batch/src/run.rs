@@ -184,6 +184,7 @@ impl<T, E, D> Sink<Settled<T, E, D>> for Collect<'_, T, E, D> {
 
 /// How many items a gather started, and how they ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
     /// Items that started so far.

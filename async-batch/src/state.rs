@@ -170,3 +170,70 @@ impl Core {
         [self.started, self.succeeded, self.failed, self.cancelled]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn n(n: usize) -> NonZeroUsize {
+        NonZeroUsize::new(n).unwrap()
+    }
+
+    #[test]
+    fn when_the_rules_stop() {
+        let (ok, no) = (true, false);
+        let table: [(Rule, &[bool], Option<usize>); 7] = [
+            (Rule::Settle, &[no, no, no], None),
+            (Rule::After(n(1)), &[ok, no], Some(1)),
+            (Rule::After(n(2)), &[no, ok, ok, no], Some(3)),
+            (Rule::Above { ratio: 0.0, of: n(1) }, &[ok, no], Some(1)),
+            (Rule::Above { ratio: 0.5, of: n(1) }, &[ok, no, no], Some(2)),
+            (Rule::Above { ratio: 0.5, of: n(3) }, &[no, no, ok], Some(2)),
+            (Rule::Above { ratio: 1.0, of: n(1) }, &[no, no, no], None),
+        ];
+        for (rule, ends, stops) in table {
+            let mut core = Core::new(rule, None);
+            let stopped = ends.iter().position(|ok| {
+                core.start();
+                core.settle(*ok)
+            });
+            assert_eq!(stopped, stops, "{rule:?}");
+            assert_eq!(core.stopped().is_some(), stops.is_some(), "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn once_stopped_nothing_starts_and_the_reason_stays() {
+        let mut core = Core::new(Rule::After(n(1)), None);
+        core.start();
+        core.start();
+        assert!(core.stop(Stopped::Deadline));
+        assert!(!core.settle(false), "it has stopped already");
+        core.cancel();
+        assert_eq!(core.stopped(), Some(Stopped::Deadline));
+        assert_eq!(core.may_start(n(9), usize::MAX), MayStart::Stopped);
+        assert_eq!((core.counts(), core.in_flight()), ([2, 0, 1, 1], 0));
+    }
+
+    #[test]
+    fn limit_horizon_and_chunks() {
+        let pause = Duration::from_secs(1);
+        let mut core = Core::new(Rule::Settle, Some(Chunks { size: n(2), pause }));
+        assert_eq!(core.may_start(n(1), 9), MayStart::Yes);
+        assert_eq!((core.room(9), core.room(1)), (2, 1));
+        core.start();
+        assert_eq!(core.may_start(n(1), 9), MayStart::Full);
+        assert_eq!(core.may_start(n(2), 1), MayStart::Full);
+        core.start();
+        core.settle(true);
+        assert_eq!(core.may_start(n(9), 9), MayStart::Full, "one of the chunk is under way");
+        core.settle(true);
+        assert_eq!(core.may_start(n(9), 9), MayStart::PauseDue(pause));
+        let until = Instant::now() + pause;
+        core.pause(until);
+        core.end_pause(until - Duration::from_millis(1));
+        assert_eq!(core.may_start(n(9), 9), MayStart::Pausing);
+        core.end_pause(until);
+        assert_eq!(core.may_start(n(9), 9), MayStart::Yes);
+    }
+}

@@ -96,3 +96,67 @@ impl<K: Eq + Hash> Collect<K> {
         (wanted, unwanted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Join(u8, usize),
+        Leave(prop::sample::Index),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (0..12_u8, 0..6_usize).prop_map(|(key, weight)| Step::Join(key, weight)),
+            1 => any::<prop::sample::Index>().prop_map(Step::Leave)
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn as_a_plain_list(steps in steps(), items in 1..8_usize, weight in 1..20_usize) {
+            let items = NonZeroUsize::new(items).unwrap();
+            let mut collect = Collect::new(Bounds { items, weight });
+            // Key, weight, callers.
+            let mut model: Vec<(u8, usize, usize)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Join(key, heavy) => {
+                        let sum: usize = model.iter().map(|(_, weight, _)| weight).sum();
+                        let there = model.iter().position(|(known, ..)| *known == key);
+                        let fits = model.len() < items.get() && sum < weight && (sum + heavy <= weight || model.is_empty());
+                        let expected = match there {
+                            Some(place) => Joined::Same(place, key),
+                            None if fits => Joined::New(model.len()),
+                            None => Joined::NoRoom(key),
+                        };
+                        prop_assert_eq!(collect.join(key, heavy), expected);
+                        match there {
+                            Some(place) => model[place].2 += 1,
+                            None if fits => model.push((key, heavy, 1)),
+                            None => {}
+                        }
+                    }
+                    Step::Leave(who) => {
+                        let waiting: Vec<usize> = (0..model.len()).filter(|place| model[*place].2 > 0).collect();
+                        if !waiting.is_empty() {
+                            let place = waiting[who.index(waiting.len())];
+                            model[place].2 -= 1;
+                            collect.leave(place);
+                        }
+                    }
+                }
+                prop_assert_eq!(collect.len(), model.len());
+            }
+            let (wanted, unwanted) = collect.into_keys();
+            let expected: Vec<_> = model.iter().enumerate().filter(|(_, (_, _, callers))| *callers > 0).map(|(place, (key, ..))| (place, *key)).collect();
+            prop_assert_eq!(&wanted, &expected);
+            prop_assert_eq!(unwanted.len(), model.len() - expected.len());
+        }
+    }
+}

@@ -143,7 +143,7 @@ fn sequential_stop(scripts: &[Script], rule: Rule) -> Option<usize> {
             Rule::After(failures) => failed >= failures,
             Rule::Above(ratio, of) => ended >= of && failed as f64 > ratio * ended as f64,
         };
-        if stops && script.end != End::Ok || stops && matches!(rule, Rule::Above(..)) {
+        if stops {
             return Some(ended);
         }
     }

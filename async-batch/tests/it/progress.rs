@@ -41,3 +41,32 @@ async fn a_dropped_gather_leaves_nothing_in_flight() {
     let end = progress.snapshot();
     assert_eq!((end.total, end.done, end.in_flight, end.cancelled), (None, 5, 0, 10));
 }
+
+#[cfg(feature = "indicatif")]
+#[tokio::test(start_paused = true)]
+async fn a_bar_follows_the_items() {
+    let bar = indicatif::ProgressBar::hidden();
+    let progress = Progress::drawn_on(bar.clone());
+    let gather = Gather::up_to::<10>().with_progress(&progress);
+    let run = gather.run(0..100, async |n| {
+        sleep(Duration::from_millis(100)).await;
+        if n % 10 == 0 { Err(()) } else { Ok(()) }
+    });
+    let look = async {
+        sleep(Duration::from_millis(450)).await;
+        (bar.position(), bar.length(), bar.message(), bar.is_finished())
+    };
+    let (_, half_way) = tokio::join!(run, look);
+    assert_eq!(half_way, (40, Some(100), String::from("4 failed"), false));
+    assert!(bar.is_finished());
+}
+
+#[cfg(feature = "serde")]
+#[tokio::test(start_paused = true)]
+async fn what_is_shown_can_be_serialized() {
+    let progress = Progress::new();
+    let run = Gather::up_to::<10>().with_progress(&progress).run(0..3, async |n| Ok::<u32, ()>(n));
+    let summary = run.for_each(async |_| {}).await;
+    let text = serde_json::to_string(&(progress.snapshot(), summary)).unwrap();
+    assert!(text.contains(r#""total":3,"done":3"#) && text.contains(r#""stopped":null"#), "{text}");
+}
