@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -82,7 +82,7 @@ pub(crate) struct Shared {
     /// Held for a few lines at a time; no code of a user's runs under it.
     core: Mutex<Core>,
     messages: mpsc::UnboundedSender<Message>,
-    above: Option<Arc<Shared>>,
+    above: Weak<Shared>,
     pub(crate) stop: CancellationToken,
     pub(crate) progress: watch::Sender<Progress>,
     nested: Mutex<HashMap<Key, Handle>>,
@@ -114,7 +114,7 @@ impl Shared {
             strategy,
             core: Mutex::new(core),
             messages,
-            above: place.above,
+            above: place.above.as_ref().map_or_else(Weak::new, Arc::downgrade),
             stop: place.stop,
             progress: watch::Sender::new(Progress::Starting),
             nested: Mutex::default(),
@@ -150,7 +150,7 @@ impl Shared {
 
     /// Tells the parent, if there is one, what went wrong in the stop.
     pub(crate) fn tell_above(&self, report: &Report) {
-        let Some(above) = &self.above else { return };
+        let Some(above) = self.above.upgrade() else { return };
         let named = |child: &Arc<str>| Arc::from(format!("{}/{child}", self.name));
         above.send_now(Message::Below(Below {
             aborted: report.aborted.iter().map(named).collect(),

@@ -213,6 +213,8 @@ pub(crate) struct Core {
     window: Window,
     alive: usize,
     stuck: usize,
+    /// Children of a pool whose first start is not through.
+    unready: usize,
     budget_ends: Option<Instant>,
     forced: bool,
     epochs: u64,
@@ -240,6 +242,7 @@ impl Core {
             timers: Timers::default(),
             alive: 0,
             stuck: 0,
+            unready: 0,
             budget_ends: None,
             forced: false,
             epochs: 0,
@@ -286,6 +289,9 @@ impl Core {
         child.health = None;
         self.alive -= 1;
         self.stuck -= usize::from(was.is_stuck());
+        if matches!(was, State::Starting | State::Stopping { why: Why::NotReady, .. }) {
+            self.first_start_over();
+        }
         if self.current == Some(key) {
             self.current = None;
         }
@@ -305,6 +311,7 @@ impl Core {
         let Some(child) = self.children.get_mut(key) else { return };
         if child.epoch == epoch && child.state == State::Starting {
             self.up(now, key);
+            self.first_start_over();
             if self.current == Some(key) {
                 self.current = None;
             }
@@ -444,6 +451,12 @@ impl Core {
         self.note(key, Note::Aborted);
         self.actions.push(Action::Cancel { key });
         self.actions.push(Action::Abort { key });
+    }
+
+    fn first_start_over(&mut self) {
+        if self.is_pool() && self.phase == Phase::Starting {
+            self.unready -= 1;
+        }
     }
 
     /// Whether exits and commands wait for the end of a sequence.

@@ -25,6 +25,9 @@ impl Core {
             } else if let Some(key) = self.starts.pop_front() {
                 self.begin_start(now, key);
             } else if self.phase == Phase::Starting {
+                if self.unready > 0 {
+                    return;
+                }
                 self.phase = Phase::Up;
                 self.actions.push(Action::Up);
             } else if let Some(group) = self.group.take_if(|group| group.due <= now) {
@@ -72,6 +75,8 @@ impl Core {
                 self.set_due(key, now.checked_add(limit));
                 if !pool {
                     self.current = Some(key);
+                } else if self.phase == Phase::Starting {
+                    self.unready += 1;
                 }
             }
         }

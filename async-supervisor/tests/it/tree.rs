@@ -158,6 +158,31 @@ async fn a_tree_can_be_changed_below() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_of_a_tree_is_left_when_it_is_over() {
+    struct Token(Arc<()>);
+    let held = Arc::new(());
+    let token = Arc::new(Token(Arc::clone(&held)));
+    let leaf = |name: &str| {
+        Child::with(name, Arc::clone(&token), async |ctx: Context, token: Arc<Token>| {
+            ctx.cancelled().await;
+            drop(Arc::clone(&token.0));
+        })
+    };
+    let below = Supervisor::pool().with_name("sub").with_child(leaf("b")).into_child();
+    let s = up(Supervisor::one_for_one().with_children([leaf("a"), below])).await;
+    drop(token);
+    let handle = s.handle();
+    assert!(s.stop().await.is_clean());
+    settle().await;
+    assert_eq!(
+        Arc::strong_count(&held),
+        1,
+        "what the workers captured is dropped while handles are still there"
+    );
+    assert_eq!(handle.snapshot().state, SupervisorState::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_snapshot_as_text() {
     let log = Log::new();
     let s = tolerant(Supervisor::rest_for_one()).with_name("root").with_children([

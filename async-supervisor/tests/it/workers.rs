@@ -447,3 +447,22 @@ async fn what_a_worker_started_with_its_token_ends_with_the_run() {
     settle().await;
     assert_eq!(log.take(), "helper ends");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_is_up_when_all_its_children_are_which_start_side_by_side() {
+    let slow = |name: &str, after: u64| {
+        let child = Child::new(name, move |ctx: Context| async move {
+            sleep(secs(after)).await;
+            ctx.ready();
+            ctx.cancelled().await;
+        });
+        child.with_readiness(secs(5))
+    };
+    let started = Instant::now();
+    let s =
+        Supervisor::pool().with_children([slow("a", 3), slow("b", 2), slow("c", 3)]).start().await.unwrap();
+    assert!((secs(3)..secs(3) + ms(5)).contains(&started.elapsed()));
+    assert!(s.stop().await.is_clean());
+    let error = Supervisor::pool().with_children([slow("a", 3), slow("b", 7)]).start().await.unwrap_err();
+    assert!(error_text(&error).ends_with("`b`: not ready within 5s"), "{}", error_text(&error));
+}
