@@ -1,11 +1,10 @@
-use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_policy::{Deadline, TimedOut};
@@ -16,11 +15,12 @@ use crate::detail::{Attempts, Keep};
 use crate::expiry::Expiry;
 use crate::gather::Plan;
 use crate::progress::Reporter;
+use crate::slot::{Ending, Slot, step, under};
 use crate::source::Source;
 use crate::state::{Core, MayStart};
 use crate::wake::{Block, WakeSet};
-use crate::work::{Item, Work};
-use crate::{ItemError, Panicked, Settled, Stopped};
+use crate::work::Work;
+use crate::{ItemError, Settled, Stopped};
 
 /// Polls per unit of the task's cooperative budget. One unit costs about 6 ns and a task has 128, so a gather of ready
 /// items gives way about every thousand.
@@ -52,25 +52,6 @@ pub(crate) struct Engine<S: Source, W: Work<S::Item>, K: Keep<S::Item>> {
     reporter: Option<Reporter>,
 }
 
-struct Slot<F, N> {
-    future: Pin<Box<Option<F>>>,
-    index: usize,
-    note: Option<N>,
-    attempts: Attempts,
-    /// The deadline in force inside.
-    until: Option<Instant>,
-    /// What it was asked to stop for.
-    ending: Option<Ending>,
-    waker: Waker,
-}
-
-/// Why an item is ended from outside.
-#[derive(Clone, Copy)]
-enum Ending {
-    Cancelled,
-    TimedOut(Duration),
-}
-
 /// Takes items as they end; `false` when it takes no more for now.
 pub(crate) trait Sink<T> {
     fn take(&mut self, settled: T) -> bool;
@@ -95,9 +76,6 @@ enum Burst {
     /// The sink takes no more.
     Full,
 }
-
-/// What became of the item in a slot; `None` as long as nothing has.
-type Ended<T, E> = Option<Result<T, ItemError<E>>>;
 
 type SettledOf<S, W, K> = Settled<
     <W as Work<<S as Source>::Item>>::Value,
@@ -332,15 +310,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 block.waker(at).expect("a slot is in its own block")
             }
         };
-        self.slots.push(Slot {
-            future: Box::pin(None),
-            index: 0,
-            note: None,
-            attempts: Attempts::default(),
-            until: None,
-            ending: None,
-            waker,
-        });
+        self.slots.push(Slot::new(waker));
         at
     }
 
@@ -438,42 +408,6 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
     }
 }
 
-impl<F, N, T, E> Slot<F, N>
-where
-    F: Item<Output = Result<T, ItemError<E>>>,
-{
-    /// Drops the item, or if it runs elsewhere asks it to end and waits for that.
-    fn stop(&mut self, ending: Ending) -> Ended<T, E> {
-        self.ending.get_or_insert(ending);
-        self.guarded(|future, cx| match future.as_mut().as_pin_mut().map(Item::stop) {
-            None => None,
-            Some(true) => step(future, cx),
-            Some(false) => {
-                future.set(None);
-                Some(Err(ItemError::Cancelled))
-            }
-        })
-    }
-
-    /// Runs under the item's deadline. A panic of the item, in a poll or in its drop, is its result.
-    #[inline]
-    fn guarded(
-        &mut self,
-        run: impl FnOnce(&mut Pin<Box<Option<F>>>, &mut Context<'_>) -> Ended<T, E>,
-    ) -> Ended<T, E> {
-        let Self { future, waker, until, .. } = self;
-        let ran = catch_unwind(AssertUnwindSafe(|| under(*until, waker, |cx| run(future, cx))));
-        ran.unwrap_or_else(|payload| Some(Err(self.panicked(&*payload))))
-    }
-
-    #[cold]
-    fn panicked(&mut self, payload: &(dyn Any + Send)) -> ItemError<E> {
-        // The slot is empty even if this drop panics too.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.future.set(None)));
-        ItemError::Panicked(Panicked::from_payload(payload))
-    }
-}
-
 /// Counts an item that has ended; `true` if the gather stops because of it.
 #[inline(always)]
 fn count<T, E>(core: &mut Core, reporter: &mut Option<Reporter>, result: &Result<T, ItemError<E>>) -> bool {
@@ -486,38 +420,6 @@ fn count<T, E>(core: &mut Core, reporter: &mut Option<Reporter>, result: &Result
         return false;
     }
     core.settle(result.is_ok())
-}
-
-/// Polls the item in a slot, and empties the slot when it ends.
-#[inline]
-fn step<F, T, E>(future: &mut Pin<Box<Option<F>>>, cx: &mut Context<'_>) -> Ended<T, E>
-where
-    F: Future<Output = Result<T, ItemError<E>>>,
-{
-    match future.as_mut().as_pin_mut()?.poll(cx) {
-        Poll::Pending => None,
-        Poll::Ready(result) => {
-            future.set(None);
-            Some(result)
-        }
-    }
-}
-
-/// Runs `run` with the slot's waker, and with the slot's deadline in force.
-#[inline]
-fn under<R>(
-    until: Option<Instant>,
-    waker: &Waker,
-    run: impl FnOnce(&mut Context<'_>) -> Option<R>,
-) -> Option<R> {
-    let mut cx = Context::from_waker(waker);
-    let Some(until) = until else { return run(&mut cx) };
-    let mut run = Some(run);
-    let scoped = poll_fn(|cx| Poll::Ready(run.take().and_then(|run| run(cx))));
-    match pin!(Deadline::at(until).scope(scoped)).poll(&mut cx) {
-        Poll::Ready(ended) => ended,
-        Poll::Pending => None,
-    }
 }
 
 /// Enters a slot's item among those that expire; gives the deadline in force inside.

@@ -14,6 +14,7 @@ mod outcomes;
 mod progress;
 mod race;
 mod run;
+mod slot;
 mod source;
 mod state;
 mod wake;

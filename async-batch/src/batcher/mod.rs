@@ -1,4 +1,5 @@
 mod batch;
+mod builder;
 mod collect;
 mod error;
 
@@ -16,6 +17,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use batch::{Batch, Ticket};
+pub use builder::{BatcherBuilder, WhenFull};
 use collect::{Bounds, Collect, Joined};
 pub use error::{LoadError, Loaded};
 
@@ -93,123 +95,6 @@ struct Open<K, V, E> {
     batch: Arc<Batch<K, V, E>>,
     keys: Collect<K>,
     room: Option<OwnedSemaphorePermit>,
-}
-
-/// What a caller meets when every bulk call is under way and the next batch is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WhenFull {
-    /// It waits for room, in order of arrival.
-    #[default]
-    Wait,
-    /// It is refused at once: [`Reason::QueueFull`].
-    Refuse,
-}
-
-/// Builds a [`Batcher`].
-///
-/// # Default
-///
-/// | setting | default |
-/// |---|---|
-/// | [`max_items`](Self::max_items) | 100 |
-/// | [`max_weight`](Self::max_weight) | none |
-/// | [`max_delay`](Self::max_delay) | 1 ms |
-/// | [`in_flight`](Self::in_flight) | 1 bulk call |
-/// | [`when_full`](Self::when_full) | [`WhenFull::Wait`] |
-/// | [`load_timeout`](Self::load_timeout) | none |
-#[must_use = "a builder does nothing until it is built"]
-pub struct BatcherBuilder<K> {
-    plan: Plan,
-    weigh: Option<Weigh<K>>,
-}
-
-impl<K> BatcherBuilder<K> {
-    /// A batch closes when it has so many different keys.
-    pub const fn max_items(mut self, items: NonZeroUsize) -> Self {
-        self.plan.bounds.items = items;
-        self
-    }
-
-    /// A batch closes before its keys weigh more than `limit`, as `weigh` has it: bytes, or any other unit. A key that
-    /// weighs more by itself is refused with [`Reason::ExceedsCapacity`].
-    pub fn max_weight(
-        mut self,
-        limit: NonZeroUsize,
-        weigh: impl Fn(&K) -> usize + Send + Sync + 'static,
-    ) -> Self {
-        self.plan.bounds.weight = limit.get();
-        self.weigh = Some(Box::new(weigh));
-        self
-    }
-
-    /// A batch closes so long after its first key came. Zero: as soon as the runtime turns to it.
-    pub const fn max_delay(mut self, delay: Duration) -> Self {
-        self.plan.max_delay = delay;
-        self
-    }
-
-    /// At most so many bulk calls are under way at once. A batch that is due while they are goes on taking keys until
-    /// it is full; at most as many keys as one batch takes wait beside those under way.
-    pub const fn in_flight(mut self, calls: NonZeroUsize) -> Self {
-        self.plan.in_flight = calls;
-        self
-    }
-
-    /// What a caller meets when there is no room.
-    pub const fn when_full(mut self, when_full: WhenFull) -> Self {
-        self.plan.when_full = when_full;
-        self
-    }
-
-    /// Gives each bulk call at most `limit`; then it is dropped, and its callers' error is
-    /// [`LoadError::TimedOut`].
-    pub fn load_timeout(mut self, limit: Duration) -> Self {
-        self.plan.load_timeout = Some(Timeout::new(limit));
-        self
-    }
-
-    /// A batcher that has `loader` load a batch of keys: it returns `Vec<Result<V, E>>`, one for each key in the keys'
-    /// order, or `Result<Vec<V>, E>`, whose error is everybody's.
-    pub fn build<L, Fut, V, E>(self, loader: L) -> Batcher<K, V, E>
-    where
-        L: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output: Loaded<Value = V, Error = E>> + Send + 'static,
-    {
-        let Self { plan, weigh } = self;
-        let places = plan.bounds.items.get().saturating_mul(plan.in_flight.get().saturating_add(1));
-        let loader = move |keys| {
-            let loading = loader(keys);
-            let each: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async { loading.await.each() });
-            each
-        };
-        let calls = plan.in_flight.get();
-        Batcher {
-            shared: Arc::new(Shared {
-                plan,
-                weigh,
-                loader: Box::new(loader),
-                room: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
-                calls: Semaphore::new(calls.min(Semaphore::MAX_PERMITS)),
-                state: Mutex::new(State { open: None, batches: 0, closed: false }),
-                idle: Notify::new(),
-            }),
-        }
-    }
-}
-
-impl Batcher<(), (), ()> {
-    /// Begins a batcher.
-    pub fn builder<K>() -> BatcherBuilder<K> {
-        let items = NonZeroUsize::new(100).unwrap_or(NonZeroUsize::MIN);
-        let plan = Plan {
-            bounds: Bounds { items, weight: usize::MAX },
-            max_delay: Duration::from_millis(1),
-            in_flight: NonZeroUsize::MIN,
-            when_full: WhenFull::Wait,
-            load_timeout: None,
-        };
-        BatcherBuilder { plan, weigh: None }
-    }
 }
 
 impl<K, V, E> Batcher<K, V, E>
@@ -413,11 +298,5 @@ impl<K, V, E> Clone for Batcher<K, V, E> {
 impl<K, V, E> fmt::Debug for Batcher<K, V, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batcher").field("plan", &self.shared.plan).finish_non_exhaustive()
-    }
-}
-
-impl<K> fmt::Debug for BatcherBuilder<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BatcherBuilder").field("plan", &self.plan).finish_non_exhaustive()
     }
 }
