@@ -1,6 +1,6 @@
 //! The crate `backoff`, which is no longer maintained, over this one (`backoff` feature).
 //!
-//! Its policies drive a [`Retry`]; its [`Error`](::backoff::Error) says itself what may be tried again. So code moves over in one step:
+//! Its policies drive a [`Retry`]; its [`Error`] says itself what may be tried again. So code moves over in one step:
 //! `backoff::future::retry` becomes [`compat::retry`](retry), with the same arguments and the same result.
 
 use std::future::Future;
@@ -96,7 +96,7 @@ where
     }
 }
 
-/// `.self_classified()` on operations that fail with a [`backoff::Error`](::backoff::Error).
+/// `.self_classified()` on operations that fail with a [`backoff::Error`].
 pub trait BackoffExt<E>: Operation<Error = Error<E>> + Sized {
     /// Lets the error say what may be tried again, to every policy of a stack.
     ///

@@ -9,7 +9,7 @@ use async_retry::{Backoff, Delays, Jitter};
 
 /// What the clients do between two tries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     None,
     Exponential,
     Equal,
@@ -18,9 +18,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [Self::None, Self::Exponential, Self::Equal, Self::Full, Self::Decorrelated];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::None, Self::Exponential, Self::Equal, Self::Full, Self::Decorrelated];
 
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Exponential => "exponential",
@@ -46,13 +47,13 @@ impl Kind {
 
 /// The mean over all trials.
 #[derive(Debug)]
-pub struct Point {
-    pub kind: Kind,
-    pub clients: u32,
+pub(crate) struct Point {
+    pub(crate) kind: Kind,
+    pub(crate) clients: u32,
     /// Until the last client has written.
-    pub millis: f64,
+    pub(crate) millis: f64,
     /// How many writes reached the server.
-    pub writes: f64,
+    pub(crate) writes: f64,
 }
 
 /// One row whose version says whether anybody wrote in between.
@@ -116,7 +117,7 @@ fn trial(kind: Kind, clients: u32, seed: u64) -> (Duration, u64) {
 }
 
 /// All kinds for 10, 20, … 200 clients, on all cores.
-pub fn sweep(trials: u32, seed: u64) -> Vec<Point> {
+pub(crate) fn sweep(trials: u32, seed: u64) -> Vec<Point> {
     let jobs: Vec<_> = (1..=20).rev().flat_map(|tens| Kind::ALL.map(|kind| (kind, tens * 10))).collect();
     let next = AtomicUsize::new(0);
     let work = || {

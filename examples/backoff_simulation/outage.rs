@@ -12,25 +12,25 @@ use crate::virtual_time;
 
 const CLIENTS: u64 = 1000;
 /// The outage, in seconds from the start.
-pub const BEGINS: usize = 20;
-pub const ENDS: usize = 80;
+pub(crate) const BEGINS: usize = 20;
+pub(crate) const ENDS: usize = 80;
 const LAST: usize = 120;
 
 /// What happened in one second.
 #[derive(Clone, Debug, Default)]
-pub struct Second {
+pub(crate) struct Second {
     /// Calls that began.
-    pub calls: u32,
+    pub(crate) calls: u32,
     /// Attempts that reached the backend.
-    pub attempts: u32,
-    pub ended: u32,
-    pub succeeded: u32,
+    pub(crate) attempts: u32,
+    pub(crate) ended: u32,
+    pub(crate) succeeded: u32,
 }
 
 #[derive(Debug)]
-pub struct Run {
-    pub name: &'static str,
-    pub seconds: Vec<Second>,
+pub(crate) struct Run {
+    pub(crate) name: &'static str,
+    pub(crate) seconds: Vec<Second>,
 }
 
 /// Each client calls about once a second; the backend answers in about 50 ms.
@@ -87,7 +87,7 @@ async fn run(budget: Option<Budget>, seed: u64) -> Vec<Second> {
 }
 
 /// One budget is shared by all clients.
-pub fn all(seed: u64) -> Vec<Run> {
+pub(crate) fn all(seed: u64) -> Vec<Run> {
     let budgets = [
         ("none", None),
         ("AWS standard", Some(Budget::aws_standard())),

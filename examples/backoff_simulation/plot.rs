@@ -57,7 +57,7 @@ fn diagram(
 }
 
 /// Completion time and total writes over the number of clients.
-pub fn contention(path: &Path, points: &[Point]) -> Result<(), Box<dyn Error>> {
+pub(crate) fn contention(path: &Path, points: &[Point]) -> Result<(), Box<dyn Error>> {
     let lines = |y: fn(&Point) -> f64| {
         Kind::ALL.map(|kind| Line {
             name: kind.name(),
@@ -79,7 +79,7 @@ pub fn contention(path: &Path, points: &[Point]) -> Result<(), Box<dyn Error>> {
 }
 
 /// Attempts and successes per call, second by second.
-pub fn outage(path: &Path, runs: &[Run]) -> Result<(), Box<dyn Error>> {
+pub(crate) fn outage(path: &Path, runs: &[Run]) -> Result<(), Box<dyn Error>> {
     let lines = |y: fn(&crate::outage::Second) -> f64| -> Vec<Line> {
         let line = |run: &Run| Line {
             name: run.name,
