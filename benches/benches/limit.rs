@@ -22,6 +22,9 @@ use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 /// A rate that no bench reaches.
 const BILLION: u32 = 1_000_000_000;
 
+/// Calls per thread and round, so many that the start of the threads does not count.
+const THREADED: u64 = 500_000;
+
 fn main() {
     let mut table = Table::new("limit");
     permits(&mut table);
@@ -58,12 +61,14 @@ fn permits(table: &mut Table) {
         .run();
     table
         .row("permit, acquire, 2 threads")
+        .fixed(THREADED)
         .ours("async-ratelimit", |n| on_threads(2, n, acquire))
         .peer("tokio semaphore", |n| on_threads(2, n, tokio_acquire))
         .run();
     table.row("permit, try").ours("async-ratelimit", attempt).peer("tokio semaphore", tokio_attempt).run();
     table
         .row("permit, try, 2 threads")
+        .fixed(THREADED)
         .ours("async-ratelimit", |n| on_threads(2, n, attempt))
         .peer("tokio semaphore", |n| on_threads(2, n, tokio_attempt))
         .run();
@@ -133,6 +138,7 @@ fn rates(table: &mut Table) {
         .run();
     table
         .row("rate, check, 2 threads")
+        .fixed(THREADED)
         .ours("async-ratelimit", |n| on_threads(2, n, check))
         .peer("governor", |n| on_threads(2, n, governor_check))
         .peer("leaky-bucket", |n| on_threads(2, n, leaky_check))
@@ -225,6 +231,7 @@ fn keyed(table: &mut Table) {
     table.row("keyed check").ours("async-ratelimit", check).peer("governor", governor_check).run();
     table
         .row("keyed check, 2 threads")
+        .fixed(THREADED)
         .ours("async-ratelimit", |n| on_threads(2, n, check))
         .peer("governor", |n| on_threads(2, n, governor_check))
         .run();

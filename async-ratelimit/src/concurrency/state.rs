@@ -174,7 +174,7 @@ impl Semaphore {
             self.release(waiter.n);
         } else {
             // It may have been the front, and those behind it lighter.
-            self.hand_out();
+            self.hand_out(0);
         }
         false
     }
@@ -182,15 +182,19 @@ impl Semaphore {
     /// Gives `n` permits back, first to those who wait.
     #[inline]
     pub(crate) fn release(&self, n: u32) {
-        if self.word.fetch_add(weight(n), Ordering::Release) & WAITING != 0 {
-            self.hand_out();
+        if self.word.load(Ordering::Relaxed) & WAITING != 0 {
+            // Straight to them, without a detour through the word.
+            self.hand_out(weight(n));
+        } else if self.word.fetch_add(weight(n), Ordering::Release) & WAITING != 0 {
+            self.hand_out(0);
         }
     }
 
+    /// Gives out what is free and what comes `back`.
     #[cold]
-    fn hand_out(&self) {
+    fn hand_out(&self, mut back: i64) {
         loop {
-            let Handed { waker, more } = self.hand_to_front();
+            let Handed { waker, more } = self.hand_to_front(std::mem::take(&mut back));
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -201,10 +205,11 @@ impl Semaphore {
     }
 
     /// One at a time, because wakers are run without the lock.
-    fn hand_to_front(&self) -> Handed {
+    fn hand_to_front(&self, back: i64) -> Handed {
         let mut waiters = self.lock();
         let limit = waiters.limit;
         let Some(key) = waiters.queue.front() else {
+            self.word.fetch_add(back, Ordering::Release);
             self.word.fetch_and(!WAITING, Ordering::Release);
             return Handed { waker: None, more: false };
         };
@@ -212,9 +217,10 @@ impl Semaphore {
         let n = waiter.n;
         let status = if n > limit {
             Status::TooHeavy
-        } else if free(self.word.load(Ordering::Acquire)) >= i64::from(n) {
+        } else if free(self.word.load(Ordering::Acquire) + back) >= i64::from(n) {
             Status::Granted
         } else {
+            self.word.fetch_add(back, Ordering::Release);
             return Handed { waker: None, more: false };
         };
         let taken = if matches!(status, Status::Granted) { weight(n) } else { 0 };
@@ -224,9 +230,13 @@ impl Semaphore {
         };
         waiters.queue.unlink(key);
         let next = waiters.queue.front().map(|next| waiters.queue.get_mut(next).n);
-        // Only releases can come between the look and this: the flag is set, and the lock is ours.
         let flag = if next.is_none() { WAITING } else { 0 };
-        let left = self.word.fetch_sub(taken + flag, Ordering::AcqRel) - taken;
+        // Only releases can come between the look and this: the flag is set, and the lock is ours.
+        let change = back - taken - flag;
+        let left = match change {
+            0 => self.word.load(Ordering::Acquire),
+            _ => self.word.fetch_add(change, Ordering::AcqRel) + change,
+        };
         let more = next.is_some_and(|n| n > limit || free(left) >= i64::from(n));
         Handed { waker, more }
     }
@@ -237,7 +247,7 @@ impl Semaphore {
         let before = std::mem::replace(&mut waiters.limit, limit);
         self.word.fetch_add((i64::from(limit) - i64::from(before)) << 1, Ordering::Release);
         drop(waiters);
-        self.hand_out();
+        self.hand_out(0);
         before
     }
 
