@@ -144,11 +144,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, E>> {
         let mut this = self.project();
         if *this.asks {
-            *this.asks = false;
             match this.ticket.breaker.borrow().admit() {
                 Ok((stamp, started)) => (this.ticket.stamp, this.ticket.started) = (Some(stamp), started),
                 Err(rejection) => return Poll::Ready(Err(E::from_rejection(rejection))),
             }
+            *this.asks = false;
         }
         let on_unwind = OnUnwind(this.ticket);
         let Poll::Ready(output) = this.operation.as_mut().poll(cx) else {

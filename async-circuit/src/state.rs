@@ -29,6 +29,9 @@ use crate::open_time::DEFAULT_OPEN_FOR;
 use crate::snapshot::{Mode, State, Totals};
 use crate::window::{Buckets, Tally};
 
+use self::values::NO_EPOCH;
+pub(crate) use self::values::{Admission, Refusal, Stamp, Turn};
+
 /// The share of calls let through at the start of the ramp.
 const RAMP_START: f64 = 0.1;
 
@@ -53,53 +56,6 @@ struct Stragglers {
     count: u32,
     /// When their time would have been over: after that they are taken to hang.
     until: Duration,
-}
-
-/// The stamp of a call that was let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    pub(crate) epoch: u64,
-    pub(crate) state: State,
-}
-
-/// No epoch ever: a call that nothing is learnt from.
-const NO_EPOCH: u64 = u64::MAX;
-
-impl Stamp {
-    pub(crate) const fn counts(self) -> bool {
-        self.epoch != NO_EPOCH
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) reason: Reason,
-    pub(crate) retry_after: Option<Duration>,
-}
-
-impl Refusal {
-    /// While open; `Duration::MAX` stands for ever.
-    pub(crate) fn open(left: Duration) -> Self {
-        Self { reason: Reason::CircuitOpen, retry_after: (left != Duration::MAX).then_some(left) }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Admission {
-    Admitted(Stamp),
-    Refused(Refusal),
-    /// Let in although it would have been refused.
-    Observed(Stamp, Refusal),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Turn {
-    pub(crate) epoch: u64,
-    pub(crate) from: State,
-    pub(crate) to: State,
-    pub(crate) cause: Cause,
-    pub(crate) at: Duration,
-    pub(crate) open_for: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -445,6 +401,7 @@ fn later(now: Duration, time: Duration) -> Duration {
 }
 
 mod report;
+mod values;
 
 #[cfg(all(test, not(family_loom)))]
 mod model;

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
-use async_circuit::{CircuitBreaker, Mode, OpenTime, Policy, Saved, State, Trip};
+use async_circuit::{CircuitBreaker, Mode, OpenTime, Policy, State, Trip};
 use tokio::time::advance;
 
 use crate::breaker::quick;
@@ -172,8 +172,8 @@ async fn a_saved_state_goes_through_json() {
         prepare(&breaker);
         let saved = breaker.save();
         let text = serde_json::to_string(&saved).unwrap();
-        assert_eq!(serde_json::from_str::<Saved>(&text).unwrap(), saved, "{text}");
+        assert_eq!(serde_json::from_str::<async_circuit::Saved>(&text).unwrap(), saved, "{text}");
         serde_json::to_string(&breaker.snapshot()).unwrap();
     }
-    assert!(serde_json::from_str::<Saved>(r#"{"mode":"melted"}"#).is_err());
+    assert!(serde_json::from_str::<async_circuit::Saved>(r#"{"mode":"melted"}"#).is_err());
 }
