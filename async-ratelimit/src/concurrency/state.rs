@@ -262,3 +262,110 @@ impl Semaphore {
         (waiters.limit, u32::try_from(held).unwrap_or(0), waiters.queue.len())
     }
 }
+
+#[cfg(all(test, not(family_loom)))]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Try(u32),
+        Join(u32),
+        Leave(usize),
+        Release(usize),
+        Resize(u32),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            2 => (0..5_u32).prop_map(Step::Try),
+            4 => (0..5_u32).prop_map(Step::Join),
+            1 => (0..16_usize).prop_map(Step::Leave),
+            3 => (0..16_usize).prop_map(Step::Release),
+            1 => (1..8_u32).prop_map(Step::Resize),
+        ];
+        prop::collection::vec(step, 1..200)
+    }
+
+    /// The same in a few plain lines.
+    struct Model {
+        limit: u32,
+        held: Vec<u32>,
+        queue: VecDeque<(Key, u32)>,
+    }
+
+    impl Model {
+        fn free(&self) -> i64 {
+            i64::from(self.limit) - self.held.iter().map(|n| i64::from(*n)).sum::<i64>()
+        }
+
+        fn fits(&self, n: u32) -> bool {
+            self.queue.is_empty() && self.free() >= i64::from(n)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_grants_what_a_plain_queue_grants_and_in_its_order(steps in steps()) {
+            const MOST: usize = 6;
+            let semaphore = Semaphore::new(4);
+            let mut model = Model { limit: 4, held: Vec::new(), queue: VecDeque::new() };
+            let waker = Waker::noop();
+            for step in steps {
+                match step {
+                    Step::Try(n) => {
+                        let fits = model.fits(n);
+                        prop_assert_eq!(semaphore.try_acquire(n), fits);
+                        model.held.extend(fits.then_some(n));
+                    }
+                    Step::Join(n) => match semaphore.join(n, MOST, waker.clone()) {
+                        Joined::TooHeavy => prop_assert!(n > model.limit),
+                        Joined::Granted => {
+                            prop_assert!(model.fits(n));
+                            model.held.push(n);
+                        }
+                        Joined::Full => prop_assert!(!model.fits(n) && model.queue.len() == MOST),
+                        Joined::Waits(key) => {
+                            prop_assert!(!model.fits(n) && n <= model.limit);
+                            model.queue.push_back((key, n));
+                        }
+                    },
+                    Step::Leave(at) if !model.queue.is_empty() => {
+                        let (key, _) = model.queue.remove(at % model.queue.len()).unwrap();
+                        prop_assert!(!semaphore.leave(key, true), "it had not been granted");
+                    }
+                    Step::Release(at) if !model.held.is_empty() => {
+                        let n = model.held.swap_remove(at % model.held.len());
+                        semaphore.release(n);
+                    }
+                    Step::Resize(limit) => {
+                        prop_assert_eq!(semaphore.set_limit(limit), model.limit);
+                        model.limit = limit;
+                    }
+                    Step::Leave(_) | Step::Release(_) => {}
+                }
+                // Whoever can go now has been told so, front first, and nobody else.
+                while let Some(&(key, n)) = model.queue.front() {
+                    if n > model.limit {
+                        prop_assert_eq!(semaphore.poll(key, waker), Turn::TooHeavy);
+                    } else if model.free() >= i64::from(n) {
+                        prop_assert_eq!(semaphore.poll(key, waker), Turn::Granted);
+                        model.held.push(n);
+                    } else {
+                        break;
+                    }
+                    model.queue.pop_front();
+                }
+                for (key, _) in &model.queue {
+                    prop_assert_eq!(semaphore.poll(*key, waker), Turn::Waits);
+                }
+                let held: u32 = model.held.iter().sum();
+                prop_assert_eq!(semaphore.look(), (model.limit, held, model.queue.len()));
+            }
+        }
+    }
+}
