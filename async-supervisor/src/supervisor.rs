@@ -30,6 +30,7 @@ use crate::{
 /// | [`stop_budget`](Self::with_stop_budget) | none: each child has its own time |
 /// | [`abort_grace`](Self::with_abort_grace) | 100 ms |
 /// | [`max_children`](Self::with_max_children) | no limit |
+/// | [`watchdog`](Self::with_watchdog) | none |
 #[must_use = "a supervisor does nothing until it is started"]
 #[derive(Clone, Debug)]
 pub struct Supervisor {
@@ -134,7 +135,8 @@ impl Supervisor {
     /// Watches, from a thread of its own, for polls that block a thread of the runtime for longer than `limit`: see
     /// [`Handle::stalls`] and [`EventKind::Stalled`](crate::EventKind::Stalled). For the supervisor at the root; below, it has no effect.
     ///
-    /// It wakes the runtime a few times per `limit` for a sign of life, and costs each poll of a worker about 50 ns.
+    /// It wakes the runtime a few times per `limit` for a sign of life, and costs each poll of a worker about 50 ns. Zero is refused when
+    /// the supervisor is started.
     pub fn with_watchdog(mut self, limit: Duration) -> Self {
         self.watchdog = Some(limit);
         self
@@ -144,6 +146,9 @@ impl Supervisor {
         let mut config = self.config.clone();
         config.seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
         let (check, strategy, most) = (config.auto_shutdown, config.strategy, config.max_children);
+        if self.watchdog.is_some_and(|limit| limit.is_zero()) {
+            return Err(ConfigError::new("watchdog", "0ns", "more than zero"));
+        }
         let there = children.len();
         if let Some(limit) = most.filter(|most| there > *most) {
             return Err(ConfigError::new(

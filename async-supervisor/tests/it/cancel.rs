@@ -1,9 +1,10 @@
 //! Every public async method dropped at every await point.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use async_policy::testing::drop_at_every_await;
-use async_supervisor::{Child, Context, Supervisor, SupervisorState};
+use async_policy::testing::{DropPoint, drop_at_every_await};
+use async_supervisor::{Child, Context, Supervisor, SupervisorState, Tasks};
 use tokio::time::sleep;
 
 use crate::common::{Log, settle, up};
@@ -90,4 +91,58 @@ async fn dropped_receivers_and_waits_of_a_context_lose_nothing() {
     .await;
     assert!(points >= 1);
     assert!(s.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_shutdown_of_tasks_lets_them_go_on_and_loses_no_failure() {
+    let tasks = std::sync::Mutex::new(None);
+    let make = || {
+        let mine = Tasks::new("jobs", NonZeroUsize::MIN);
+        *tasks.lock().unwrap() = Some(mine.clone());
+        async move {
+            let work = async {
+                sleep(secs(2)).await;
+                Err::<(), _>("no")
+            };
+            mine.spawn("a", work).await.unwrap();
+            assert_eq!(mine.shutdown(secs(5)).await.failures.len(), 1);
+        }
+    };
+    let points = drop_at_every_await(make, async |point| {
+        let tasks = tasks.lock().unwrap().take().unwrap();
+        sleep(secs(3)).await;
+        let rest = tasks.shutdown(secs(5)).await.failures.len();
+        let begun = !matches!(point, None | Some(DropPoint::Unpolled));
+        assert_eq!(rest, usize::from(begun), "{point:?}");
+    })
+    .await;
+    assert!(points >= 1);
+}
+
+#[tokio::test]
+async fn a_dropped_run_until_signal_stops_the_supervisor() {
+    let handle = std::sync::Mutex::new(None);
+    let make = || async {
+        let s = Supervisor::one_for_one()
+            .with_child(Child::new("a", async |ctx: Context| ctx.cancelled().await))
+            .with_child(Child::new("ends", async |ctx: Context| {
+                for _ in 0..3 {
+                    tokio::task::yield_now().await;
+                }
+                ctx.supervisor().request_stop();
+            }))
+            .start()
+            .await
+            .unwrap();
+        *handle.lock().unwrap() = Some(s.handle());
+        assert!(s.run_until_signal().await.unwrap().is_clean());
+    };
+    let points = drop_at_every_await(make, async |_| {
+        let handle = handle.lock().unwrap().take();
+        if let Some(handle) = handle {
+            assert!(handle.wait().await.is_clean());
+        }
+    })
+    .await;
+    assert!(points >= 2, "{points}");
 }

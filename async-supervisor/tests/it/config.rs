@@ -17,6 +17,7 @@ async fn it_is_refused_by_field_and_value() {
             one().with_children([child("a"), child("a")]),
             "invalid `child.name`: a; expected a name of its own",
         ),
+        (one().with_watchdog(Duration::ZERO), "invalid `watchdog`: 0ns; expected more than zero"),
         (
             one().with_max_children(1).with_children([child("a"), child("b")]),
             "invalid `max_children`: 1; expected at least the 2 there are",

@@ -11,6 +11,8 @@ mod otp;
 mod signals;
 mod stop;
 mod tasks;
+#[cfg(all(feature = "tracing", feature = "metrics"))]
+mod telemetry;
 mod tree;
 mod watchdog;
 mod workers;
