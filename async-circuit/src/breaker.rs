@@ -201,11 +201,11 @@ impl CircuitBreaker {
     ///
     /// # Errors
     ///
-    /// As [`Policy::call`]; a refusal by an inner policy is not replaced.
+    /// As [`Policy::call`](crate::Policy::call); a refusal by an inner policy is not replaced.
     ///
     /// # Cancel safety
     ///
-    /// As [`Policy::execute`].
+    /// As [`Policy::execute`](crate::Policy::execute).
     pub async fn call_or<Op: Operation>(
         &self,
         op: Op,
@@ -218,11 +218,11 @@ impl CircuitBreaker {
     ///
     /// # Errors
     ///
-    /// As [`Policy::call`]; a refusal by an inner policy is not replaced. What `fallback` fails with.
+    /// As [`Policy::call`](crate::Policy::call); a refusal by an inner policy is not replaced. What `fallback` fails with.
     ///
     /// # Cancel safety
     ///
-    /// As [`Policy::execute`]; and dropping it drops the fallback.
+    /// As [`Policy::execute`](crate::Policy::execute); and dropping it drops the fallback.
     pub async fn call_or_else<Op, F, Fut>(&self, op: Op, fallback: F) -> Result<Op::Value, Failure<Op::Error>>
     where
         Op: Operation,

@@ -78,7 +78,7 @@ impl<K> BatcherBuilder<K> {
     }
 
     /// Gives each bulk call at most `limit`; then it is dropped, and its callers' error is
-    /// [`LoadError::TimedOut`].
+    /// [`LoadError::TimedOut`](crate::LoadError::TimedOut).
     pub fn load_timeout(mut self, limit: Duration) -> Self {
         self.plan.load_timeout = Some(Timeout::new(limit));
         self
