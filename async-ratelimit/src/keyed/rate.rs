@@ -145,7 +145,7 @@ impl Shard {
             return false;
         }
         if let Some(tat) = self.used.get(&hash) {
-            return if n.get() == 1 { self.engine.take(tat) } else { self.engine.take_n(tat, n) };
+            return self.engine.take_n(tat, n);
         }
         self.state(hash).take(n.get())
     }

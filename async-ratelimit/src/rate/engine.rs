@@ -119,7 +119,11 @@ impl<C: clock::Clock> Engine<C> {
     }
 
     /// Takes `n` cells if all of them conform.
+    #[inline]
     pub(crate) fn take_n(&self, tat: &Tat, n: NonZeroU32) -> bool {
+        if n == NonZeroU32::MIN {
+            return self.take(tat);
+        }
         matches!(self.limiter.check_key_n(tat, n), Ok(Ok(())))
     }
 
