@@ -15,7 +15,7 @@ use crate::detail::{Attempts, Keep};
 use crate::expiry::Expiry;
 use crate::gather::Plan;
 use crate::progress::Reporter;
-use crate::slot::{Ending, Slot, step, under};
+use crate::slot::{Ended, Ending, Slot, step, under};
 use crate::source::Source;
 use crate::state::{Core, MayStart};
 use crate::wake::{Block, WakeSet};
@@ -155,16 +155,8 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 self.wakes.take(&mut self.due, &mut self.room);
             }
             // Who is under way goes before who has not begun.
-            while let Some(slot) = self.due.pop() {
-                if spend(&mut self.polls, cx).is_pending() {
-                    self.due.push(slot);
-                    return Poll::Pending;
-                }
-                if let Some(settled) = self.advance(slot)
-                    && !sink.take(settled)
-                {
-                    return Poll::Ready(false);
-                }
+            if !ready!(self.poll_due(cx, sink)) {
+                return Poll::Ready(false);
             }
             if !ready!(self.fill(cx, sink)) {
                 return Poll::Ready(false);
@@ -183,6 +175,59 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 }
             }
         }
+    }
+
+    /// Polls the items that are due. Pending if the budget is spent, `false` if the sink is full.
+    fn poll_due(&mut self, cx: &mut Context<'_>, sink: &mut impl Sink<SettledOf<S, W, K>>) -> Poll<bool> {
+        // One net under all of them, as in `burst`.
+        while !self.due.is_empty() {
+            let mut polled = None;
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                while let Some(&at) = self.due.last() {
+                    ready!(spend(&mut self.polls, cx));
+                    self.due.pop();
+                    let ended = if self.core.stopped().is_some() {
+                        self.stop(at)
+                    } else {
+                        let Slot { future, waker, until, .. } = &mut self.slots[at];
+                        polled = Some(at);
+                        let ended = under(*until, waker, |cx| step(future, cx));
+                        polled = None;
+                        ended
+                    };
+                    let Some(result) = ended else { continue };
+                    self.free.push_back(at);
+                    let settled = self.settle(at, result);
+                    if !sink.take(settled) {
+                        return Poll::Ready(false);
+                    }
+                }
+                Poll::Ready(true)
+            }));
+            match (ran, polled) {
+                (Ok(polled), _) => return polled,
+                (Err(payload), None) => resume_unwind(payload),
+                (Err(payload), Some(at)) => {
+                    let result = Err(self.slots[at].panicked(&*payload));
+                    self.free.push_back(at);
+                    let settled = self.settle(at, result);
+                    if !sink.take(settled) {
+                        return Poll::Ready(false);
+                    }
+                }
+            }
+        }
+        Poll::Ready(true)
+    }
+
+    /// Ends the item in a slot, because the gather has stopped.
+    #[cold]
+    fn stop(&mut self, at: usize) -> Ended<W::Value, W::Error> {
+        let ending = match self.core.stopped() {
+            Some(Stopped::Deadline) => Ending::TimedOut(self.plan.deadline.unwrap_or_default()),
+            _ => Ending::Cancelled,
+        };
+        self.slots[at].stop(ending)
     }
 
     /// Starts items as long as there is room. Pending if the budget is spent, `false` if the sink is full.
@@ -367,19 +412,6 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
         }
         // Items that used up the task's budget must not keep the timer from being looked at.
         pin!(coop::unconstrained(timer)).poll(cx)
-    }
-
-    /// Polls the item in a slot, or ends it if the gather has stopped.
-    #[inline]
-    fn advance(&mut self, at: usize) -> Option<SettledOf<S, W, K>> {
-        let slot = &mut self.slots[at];
-        let result = match self.core.stopped() {
-            None => slot.guarded(step),
-            Some(Stopped::Deadline) => slot.stop(Ending::TimedOut(self.plan.deadline.unwrap_or_default())),
-            Some(Stopped::Failures) => slot.stop(Ending::Cancelled),
-        }?;
-        self.free.push_back(at);
-        Some(self.settle(at, result))
     }
 
     /// Counts an item that has ended. (Inlined where it is called, so that results stay in registers: 10 ns an item.)
