@@ -6,6 +6,8 @@ mod config;
 #[cfg(feature = "http")]
 mod http;
 mod keyed;
+#[cfg(feature = "metrics")]
+mod measures;
 mod rate;
 #[cfg(feature = "tracing")]
 mod telemetry;
