@@ -73,37 +73,22 @@ pub(crate) enum Custom {
     Sequence(Box<dyn Fn() -> DelayIterator + Send + Sync>),
 }
 
-#[derive(Clone)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Curve {
     Constant,
     Linear { step: Nanos },
     Exponential { factor: f64 },
     Fibonacci,
-    Custom(Arc<Custom>),
+    Custom,
 }
 
-impl PartialEq for Curve {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Constant, Self::Constant) | (Self::Fibonacci, Self::Fibonacci) => true,
-            (Self::Linear { step: a }, Self::Linear { step: b }) => a == b,
-            (Self::Exponential { factor: a }, Self::Exponential { factor: b }) => a == b,
-            (Self::Custom(a), Self::Custom(b)) => Arc::ptr_eq(a, b),
-            _ => false,
-        }
-    }
-}
-
-impl fmt::Debug for Curve {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Constant => f.write_str("Constant"),
-            Self::Linear { step } => write!(f, "Linear({step:?})"),
-            Self::Exponential { factor } => write!(f, "Exponential({factor})"),
-            Self::Fibonacci => f.write_str("Fibonacci"),
-            Self::Custom(_) => f.write_str("Custom"),
-        }
-    }
+/// The numbers of a backoff. `Copy`: a tower future carries them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) curve: Curve,
+    pub(crate) base: Nanos,
+    pub(crate) cap: Nanos,
+    pub(crate) jitter: Jitter,
 }
 
 /// How long to wait between attempts.
@@ -124,12 +109,34 @@ impl fmt::Debug for Curve {
 /// # Default
 ///
 /// [`exponential`](Self::exponential) from 100 ms: factor 2, at most 20 s, full jitter.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 pub struct Backoff {
-    pub(crate) curve: Curve,
-    pub(crate) base: Nanos,
-    pub(crate) cap: Nanos,
-    pub(crate) jitter: Jitter,
+    pub(crate) shape: Shape,
+    /// With [`Curve::Custom`].
+    pub(crate) custom: Option<Arc<Custom>>,
+}
+
+impl PartialEq for Backoff {
+    /// Delays of your own are equal to their clones only.
+    fn eq(&self, other: &Self) -> bool {
+        let same = match (&self.custom, &other.custom) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        self.shape == other.shape && same
+    }
+}
+
+impl fmt::Debug for Backoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape { curve, base, cap, jitter } = &self.shape;
+        f.debug_struct("Backoff")
+            .field("curve", curve)
+            .field("base", base)
+            .field("cap", cap)
+            .field("jitter", jitter)
+            .finish()
+    }
 }
 
 /// The longest delay unless configured: that of the AWS SDKs.
@@ -149,7 +156,8 @@ impl Default for Backoff {
 
 impl Backoff {
     const fn new(curve: Curve, base: Duration, jitter: Jitter) -> Self {
-        Self { curve, base: Nanos::new(base), cap: Nanos::new(DEFAULT_CAP), jitter }
+        let shape = Shape { curve, base: Nanos::new(base), cap: Nanos::new(DEFAULT_CAP), jitter };
+        Self { shape, custom: None }
     }
 
     /// No delay at all. The task still yields now and then, so that an outer time-out can fire.
@@ -163,7 +171,7 @@ impl Backoff {
     pub const fn constant(delay: Duration) -> Self {
         let mut backoff = Self::new(Curve::Constant, delay, Jitter::None);
         if delay.as_nanos() > DEFAULT_CAP.as_nanos() {
-            backoff.cap = backoff.base;
+            backoff.shape.cap = backoff.shape.base;
         }
         backoff
     }
@@ -218,40 +226,36 @@ impl Backoff {
     }
 
     fn custom(custom: Custom) -> Self {
-        Self::new(Curve::Custom(Arc::new(custom)), Duration::ZERO, Jitter::None)
+        let backoff = Self::new(Curve::Custom, Duration::ZERO, Jitter::None);
+        Self { custom: Some(Arc::new(custom)), ..backoff }
     }
 
     /// The factor from one delay to the next; at least 1. Makes any other curve exponential.
     #[must_use]
     pub fn with_factor(mut self, factor: f64) -> Self {
-        self.curve = Curve::Exponential { factor };
+        self.shape.curve = Curve::Exponential { factor };
+        self.custom = None;
         self
     }
 
     /// The longest delay; at least the base, at most a day.
     #[must_use]
     pub const fn with_cap(mut self, cap: Duration) -> Self {
-        self.cap = Nanos::new(cap);
+        self.shape.cap = Nanos::new(cap);
         self
     }
 
     /// How the delays are spread.
     #[must_use]
     pub const fn with_jitter(mut self, jitter: Jitter) -> Self {
-        self.jitter = jitter;
+        self.shape.jitter = jitter;
         self
-    }
-
-    /// Whether there is never any delay.
-    #[inline]
-    pub(crate) fn is_none(&self) -> bool {
-        self.base.0 == 0 && matches!(self.curve, Curve::Constant)
     }
 
     /// The longest delay.
     #[must_use]
     pub const fn cap(&self) -> Duration {
-        self.cap.get()
+        self.shape.cap.get()
     }
 
     /// The delays of one call, drawn from a seed: for tests, plots and simulations. Where the configuration makes no sense
@@ -261,6 +265,18 @@ impl Backoff {
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        self.shape.check()
+    }
+}
+
+impl Shape {
+    /// Whether there is never any delay.
+    #[inline]
+    pub(crate) fn is_none(&self) -> bool {
+        self.base.0 == 0 && matches!(self.curve, Curve::Constant)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
         if self.cap < self.base {
             let expected = format!("at least the base, {:?}", self.base);
             return Err(ConfigError::new("backoff.cap", format!("{:?}", self.cap), expected));
@@ -272,7 +288,7 @@ impl Backoff {
             Curve::Exponential { factor } if !(factor.is_finite() && factor >= 1.0) => {
                 Err(ConfigError::new("backoff.factor", factor, "a finite number of at least 1"))
             }
-            Curve::Custom(_) if self.jitter == Jitter::Decorrelated => Err(ConfigError::new(
+            Curve::Custom if self.jitter == Jitter::Decorrelated => Err(ConfigError::new(
                 "backoff.jitter",
                 "decorrelated",
                 "none, full or equal over delays of your own",
@@ -284,6 +300,7 @@ impl Backoff {
     /// The delay after `failed` failed attempts, counted from 1; `None` when there are no more.
     pub(crate) fn next(
         &self,
+        custom: Option<&Custom>,
         cursor: &mut Cursor,
         failed: u32,
         unit: impl FnOnce() -> f64,
@@ -301,7 +318,7 @@ impl Backoff {
             Curve::Linear { step } => step.get().saturating_mul(failed - 1).saturating_add(base),
             Curve::Exponential { factor } => self.exponential_delay(*factor, failed),
             Curve::Fibonacci => scaled(base, fibonacci(failed)),
-            Curve::Custom(custom) => match &**custom {
+            Curve::Custom => match custom? {
                 Custom::Each(delay) => delay(failed)?,
                 Custom::Sequence(start) => cursor.delays.get_or_insert_with(start).next()?,
             },
@@ -317,8 +334,8 @@ impl Backoff {
         unit: impl FnOnce() -> f64,
     ) -> Duration {
         match (self.jitter, &self.curve) {
-            (Jitter::None, _) | (_, Curve::Custom(_)) => Duration::ZERO,
-            _ => self.next(cursor, failed, unit).unwrap_or_default(),
+            (Jitter::None, _) | (_, Curve::Custom) => Duration::ZERO,
+            _ => self.next(None, cursor, failed, unit).unwrap_or_default(),
         }
     }
 
@@ -380,7 +397,8 @@ impl Iterator for Delays<'_> {
 
     fn next(&mut self) -> Option<Duration> {
         self.failed = self.failed.saturating_add(1);
-        self.backoff.next(&mut self.cursor, self.failed, || self.random.unit())
+        let Backoff { shape, custom } = self.backoff;
+        shape.next(custom.as_deref(), &mut self.cursor, self.failed, || self.random.unit())
     }
 }
 
@@ -392,11 +410,15 @@ mod tests {
         Duration::from_millis(millis)
     }
 
+    fn at(backoff: &Backoff, cursor: &mut Cursor, failed: u32, unit: f64) -> Option<Duration> {
+        backoff.shape.next(backoff.custom.as_deref(), cursor, failed, || unit)
+    }
+
     fn drawn(backoff: &Backoff, units: &[f64]) -> Vec<u128> {
         let mut cursor = Cursor::default();
         (1..)
             .zip(units)
-            .map_while(|(failed, unit)| backoff.next(&mut cursor, failed, || *unit))
+            .map_while(|(failed, unit)| at(backoff, &mut cursor, failed, *unit))
             .map(|delay| delay.as_millis())
             .collect()
     }
@@ -447,16 +469,12 @@ mod tests {
         ] {
             let backoff = day(backoff);
             for failed in [1_000_000, u32::MAX] {
-                assert_eq!(
-                    backoff.next(&mut Cursor::default(), failed, || 0.5),
-                    Some(MAX_CAP),
-                    "{backoff:?}"
-                );
+                assert_eq!(at(&backoff, &mut Cursor::default(), failed, 0.5), Some(MAX_CAP), "{backoff:?}");
             }
         }
         let zero = Backoff::exponential(Duration::ZERO);
-        assert_eq!(zero.next(&mut Cursor::default(), 1_000_000, || 0.5), Some(Duration::ZERO));
+        assert_eq!(at(&zero, &mut Cursor::default(), 1_000_000, 0.5), Some(Duration::ZERO));
         let zero = Backoff::decorrelated(Duration::ZERO);
-        assert_eq!(zero.next(&mut Cursor::default(), 1_000_000, || 0.5), Some(Duration::ZERO));
+        assert_eq!(at(&zero, &mut Cursor::default(), 1_000_000, 0.5), Some(Duration::ZERO));
     }
 }

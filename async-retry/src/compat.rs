@@ -47,9 +47,7 @@ impl Retry {
     where
         B: Delays + Clone + Send + Sync + 'static,
     {
-        let mut retry = Self::default().with_unlimited_attempts();
-        retry.limits.backoff = Backoff::from_backoff(backoff);
-        retry
+        Self::default().with_checked(Backoff::from_backoff(backoff)).with_unlimited_attempts()
     }
 }
 

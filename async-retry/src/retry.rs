@@ -59,7 +59,7 @@ struct Extras {
 impl Default for Retry {
     fn default() -> Self {
         let limits = Limits {
-            backoff: Backoff::default(),
+            backoff: Backoff::default().shape,
             max_attempts: Some(DEFAULT_MAX_ATTEMPTS),
             wait_for_refusals: true,
         };
@@ -76,9 +76,15 @@ impl Retry {
     /// below 1 or not finite, decorrelated jitter over delays of your own.
     pub fn new(backoff: Backoff) -> Result<Self, ConfigError> {
         backoff.check()?;
-        let mut retry = Self::default();
-        retry.limits.backoff = backoff;
-        Ok(retry)
+        Ok(Self::default().with_checked(backoff))
+    }
+
+    pub(crate) fn with_checked(mut self, backoff: Backoff) -> Self {
+        self.limits.backoff = backoff.shape;
+        match backoff.custom {
+            Some(custom) => self.extra(|extras| extras.more.custom = Some(custom)),
+            None => self,
+        }
     }
 
     fn limit(mut self, change: impl FnOnce(&mut Limits)) -> Self {

@@ -11,7 +11,7 @@ use ::serde::{Deserialize, Deserializer, Serialize, Serializer};
 use async_policy::ConfigError;
 use humantime_serde::re::humantime::{format_duration, parse_duration};
 
-use crate::backoff::{Curve, DEFAULT_BASE};
+use crate::backoff::{Curve, DEFAULT_BASE, Shape};
 use crate::budget::Kind;
 use crate::{AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST, Backoff, Budget, Jitter, Retry};
 
@@ -174,13 +174,13 @@ impl RawBackoff {
         Ok(backoff)
     }
 
-    fn of(backoff: &Backoff) -> Result<Self, &'static str> {
+    fn of(backoff: &Shape) -> Result<Self, &'static str> {
         let (kind, step, factor) = match &backoff.curve {
             Curve::Constant => ("constant", None, None),
             Curve::Linear { step } => ("linear", duration_text(step.get()), None),
             Curve::Exponential { factor } => ("exponential", None, text(factor)),
             Curve::Fibonacci => ("fibonacci", None, None),
-            Curve::Custom(_) => return Err("delays of your own cannot be written down"),
+            Curve::Custom => return Err("delays of your own cannot be written down"),
         };
         let jitter = JITTERS.iter().find(|(_, jitter)| *jitter == backoff.jitter);
         Ok(Self {
@@ -188,7 +188,7 @@ impl RawBackoff {
             base: duration_text(backoff.base.get()),
             step,
             factor,
-            cap: duration_text(backoff.cap()),
+            cap: duration_text(backoff.cap.get()),
             jitter: jitter.and_then(|(name, _)| text(name)),
         })
     }
@@ -365,7 +365,7 @@ impl<'de> Deserialize<'de> for Backoff {
 /// Fails for delays of your own.
 impl Serialize for Backoff {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        RawBackoff::of(self).map_err(S::Error::custom)?.serialize(serializer)
+        RawBackoff::of(&self.shape).map_err(S::Error::custom)?.serialize(serializer)
     }
 }
 

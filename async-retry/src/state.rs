@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_policy::{Outcome, Rejection, Verdict};
 
-use crate::backoff::Cursor;
-use crate::{After, Backoff, Budget, BudgetToken};
+use crate::backoff::{Cursor, Custom, Shape};
+use crate::{After, Budget, BudgetToken};
 
 /// The shortest delay where the attempts are not limited.
 pub(crate) const MIN_UNLIMITED_DELAY: Duration = Duration::from_millis(1);
@@ -15,23 +16,33 @@ pub(crate) const MIN_UNLIMITED_DELAY: Duration = Duration::from_millis(1);
 /// One in this many attempts without a delay gives the runtime a chance to take the task's turn away.
 pub(crate) const YIELD_EVERY: u32 = 16;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    pub(crate) backoff: Backoff,
+    pub(crate) backoff: Shape,
     /// `None`: not limited.
     pub(crate) max_attempts: Option<NonZeroU32>,
     pub(crate) wait_for_refusals: bool,
 }
 
-/// The limits that few ask for.
-#[derive(Clone, Debug, Default)]
+/// What few ask for.
+#[derive(Clone, Default)]
 pub(crate) struct More {
     pub(crate) max_elapsed: Option<Duration>,
     pub(crate) budget: Option<Budget>,
+    pub(crate) custom: Option<Arc<Custom>>,
 }
 
 impl More {
-    pub(crate) const NONE: &'static Self = &Self { max_elapsed: None, budget: None };
+    pub(crate) const NONE: &'static Self = &Self { max_elapsed: None, budget: None, custom: None };
+}
+
+impl fmt::Debug for More {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("More")
+            .field("max_elapsed", &self.max_elapsed)
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How far one call has come.
@@ -153,8 +164,13 @@ impl Limits {
             return Next::Stop(StopReason::Attempts);
         }
         let delay = match hint {
-            Some(hint) => hint.min(self.backoff.cap()),
-            None => match self.backoff.next(&mut progress.cursor, progress.attempts, || world.unit()) {
+            Some(hint) => hint.min(self.backoff.cap.get()),
+            None => match self.backoff.next(
+                more.custom.as_deref(),
+                &mut progress.cursor,
+                progress.attempts,
+                || world.unit(),
+            ) {
                 Some(delay) => delay,
                 None => return Next::Stop(StopReason::Backoff),
             },
@@ -170,7 +186,7 @@ impl Limits {
         rejection: &Rejection,
         world: &impl World,
     ) -> Next {
-        let cap = self.backoff.cap();
+        let cap = self.backoff.cap.get();
         let wait = match rejection.retry_after() {
             Some(wait) if self.wait_for_refusals && wait <= cap => Some(wait),
             None if self.wait_for_refusals && rejection.reason().may_pass() => None,
@@ -186,7 +202,7 @@ impl Limits {
                 let spread = self.backoff.spread_behind(cursor, *attempts, || world.unit());
                 wait.saturating_add(spread).min(cap)
             }
-            None => match self.backoff.next(cursor, *attempts, || world.unit()) {
+            None => match self.backoff.next(more.custom.as_deref(), cursor, *attempts, || world.unit()) {
                 Some(delay) => delay,
                 None => return Next::Stop(StopReason::Backoff),
             },

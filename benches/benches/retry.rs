@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use async_retry::{Backoff, Failure, Policy, Retry, RetryLayer};
+use async_retry::{Backoff, Failure, Hedge, Policy, Retry, RetryLayer};
 use backon::Retryable;
 use benches::{Table, block_on};
 use tower::util::service_fn;
@@ -45,6 +45,32 @@ impl<R: Clone, T, E> tower::retry::Policy<R, T, E> for Sleeping {
 
     fn clone_request(&mut self, request: &R) -> Option<R> {
         Some(request.clone())
+    }
+}
+
+/// An error as tower-resilience wants it.
+#[derive(Clone, Debug)]
+struct Refused;
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("refused")
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// tower's hedge repeats everything.
+#[derive(Clone)]
+struct Always;
+
+impl<R: Clone> tower::hedge::Policy<R> for Always {
+    fn clone_request(&self, request: &R) -> Option<R> {
+        Some(request.clone())
+    }
+
+    fn can_retry(&self, _: &R) -> bool {
+        true
     }
 }
 
@@ -142,6 +168,97 @@ fn main() {
             block_on(async {
                 for i in 0..n {
                     let _ = black_box(towers.ready().await.unwrap().call(i).await);
+                }
+            });
+        })
+        .run();
+    let bare = || service_fn(|n: u64| ready(Ok::<_, Refused>(black_box(n))));
+    let mut ours = ServiceBuilder::new().layer(RetryLayer::new(retry.clone())).service(inner());
+    let mut resilience = ServiceBuilder::new()
+        .layer(
+            tower_resilience::retry::RetryLayer::<u64, u64, Refused>::builder()
+                .max_attempts(3)
+                .exponential_backoff(delay)
+                .build(),
+        )
+        .service(bare());
+    let context = seatbelt::ResilienceContext::new(block_on(async { tick::Clock::new_tokio() }));
+    let recovery = |result: &Result<u64, ()>, _: seatbelt::retry::RecoveryArgs<'_>| match result {
+        Ok(_) => seatbelt::RecoveryInfo::never(),
+        Err(()) => seatbelt::RecoveryInfo::retry(),
+    };
+    let belt = layered::Stack::into_service((
+        seatbelt::retry::Retry::layer("retry", &context).clone_input().recovery_with(recovery),
+        layered::Execute::new(|n: u64| ready(Ok::<u64, ()>(black_box(n)))),
+    ));
+    table
+        .row("service success, the whole families")
+        .ours("async-retry", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(ours.ready().await.unwrap().call(i).await);
+                }
+            });
+        })
+        .peer("tower-resilience", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(resilience.ready().await.unwrap().call(i).await);
+                }
+            });
+        })
+        .peer("seatbelt", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(layered::Service::execute(&belt, i).await);
+                }
+            });
+        })
+        .run();
+
+    let hedge = Hedge::after(delay);
+    let mut towers = tower::hedge::Hedge::new(bare(), Always, 10, 0.9, Duration::from_secs(60));
+    let mut resilience = ServiceBuilder::new()
+        .layer(tower_resilience::hedge::HedgeLayer::builder().delay(delay).max_hedged_attempts(2).build())
+        .service(bare());
+    let recovery = |result: &Result<u64, ()>, _: seatbelt::hedging::RecoveryArgs<'_>| match result {
+        Ok(_) => seatbelt::RecoveryInfo::never(),
+        Err(()) => seatbelt::RecoveryInfo::retry(),
+    };
+    let belt = layered::Stack::into_service((
+        seatbelt::hedging::Hedging::layer("hedge", &context)
+            .clone_input()
+            .recovery_with(recovery)
+            .hedging_delay(delay),
+        layered::Execute::new(|n: u64| ready(Ok::<u64, ()>(black_box(n)))),
+    ));
+    table
+        .row("hedge not fired")
+        .ours("async-retry", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(hedge.call(|| ready(Ok::<_, ()>(black_box(i)))).await);
+                }
+            });
+        })
+        .peer("tower", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(towers.ready().await.unwrap().call(i).await);
+                }
+            });
+        })
+        .peer("tower-resilience", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(resilience.ready().await.unwrap().call(i).await);
+                }
+            });
+        })
+        .peer("seatbelt", |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(layered::Service::execute(&belt, i).await);
                 }
             });
         })

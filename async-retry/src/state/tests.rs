@@ -4,7 +4,7 @@ use async_policy::{PolicyKind, Reason, TimedOut};
 use proptest::prelude::*;
 
 use super::*;
-use crate::Jitter;
+use crate::{Backoff, Jitter};
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -51,6 +51,11 @@ struct Case {
 }
 
 impl Case {
+    fn set(&mut self, backoff: Backoff) {
+        self.limits.backoff = backoff.shape;
+        self.more.custom = backoff.custom;
+    }
+
     fn next(&self, progress: &mut Progress, outcome: &Outcome<'_>, world: &impl World) -> Next {
         self.limits.next(&self.more, progress, outcome, world)
     }
@@ -60,11 +65,11 @@ impl Case {
 fn aws(capacity: u32) -> (Case, Budget) {
     let budget = Budget::token_bucket(capacity, crate::AWS_COST, crate::AWS_TIMEOUT_COST);
     let limits = Limits {
-        backoff: Backoff::exponential(secs(1)).with_jitter(Jitter::None),
+        backoff: Backoff::exponential(secs(1)).with_jitter(Jitter::None).shape,
         max_attempts: attempts(3),
         wait_for_refusals: true,
     };
-    (Case { limits, more: More { max_elapsed: None, budget: Some(budget.clone()) } }, budget)
+    (Case { limits, more: More { budget: Some(budget.clone()), ..More::default() } }, budget)
 }
 
 const OK: Outcome<'_> = Outcome::Answered(Verdict::Success);
@@ -103,7 +108,7 @@ fn the_aws_standard_sequences() {
     check(&five, &[&steps[..], &[(BAD, after(8), 480.0), (BAD, used_up, 480.0)]].concat());
     // A cap of 3 s
     let mut capped = aws(500).0;
-    capped.limits.backoff = capped.limits.backoff.with_cap(secs(3));
+    capped.set(Backoff::exponential(secs(1)).with_jitter(Jitter::None).with_cap(secs(3)));
     capped.limits.max_attempts = attempts(5);
     let steps = [(BAD, after(1), 495.0), (BAD, after(2), 490.0), (BAD, after(3), 485.0)];
     check(&capped, &[&steps[..], &[(BAD, after(3), 480.0), (BAD, used_up, 480.0)]].concat());
@@ -181,7 +186,7 @@ fn a_refused_attempt_keeps_its_token_for_the_next() {
 #[test]
 fn those_who_were_told_one_moment_are_spread_behind_it() {
     let (mut case, _) = aws(5);
-    case.limits.backoff = case.limits.backoff.with_jitter(Jitter::Full);
+    case.set(Backoff::exponential(secs(1)));
     let refused = Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen).with_retry_after(secs(3));
     let world = Still { unit: Cell::new(1), ..Still::default() };
     let next = case.next(&mut Progress::default(), &Outcome::Refused(&refused), &world);
@@ -206,7 +211,7 @@ fn each_limit_stops_it_for_its_own_reason() {
     assert_eq!((next, limit), (Next::Stop(StopReason::Elapsed), limit));
     let tight = Still { room: secs(1), ..Still::default() };
     assert_eq!(stop(|_| (), &tight, &BAD), Next::Stop(StopReason::Deadline));
-    let none = stop(|c| c.limits.backoff = Backoff::from_delays([]), &still, &BAD);
+    let none = stop(|c| c.set(Backoff::from_delays([])), &still, &BAD);
     assert_eq!(none, Next::Stop(StopReason::Backoff));
     // A deadline takes no token.
     let (case, budget) = aws(500);
@@ -218,7 +223,7 @@ fn each_limit_stops_it_for_its_own_reason() {
 fn a_clock_that_stands_still_does_not_keep_it_going() {
     let (mut case, _) = aws(0);
     case.more.budget = None;
-    case.limits.backoff = Backoff::constant(secs(1));
+    case.set(Backoff::constant(secs(1)));
     case.limits.max_attempts = None;
     case.more.max_elapsed = Some(secs(10));
     let mut progress = Progress::default();
@@ -226,7 +231,7 @@ fn a_clock_that_stands_still_does_not_keep_it_going() {
     while case.next(&mut progress, &BAD, &world) == after(1) {}
     assert_eq!(progress.attempts, 11);
     // And without a delay it does not spin.
-    case.limits.backoff = Backoff::none();
+    case.set(Backoff::none());
     assert_eq!(case.next(&mut Progress::default(), &BAD, &world), Next::After(MIN_UNLIMITED_DELAY));
 }
 
@@ -274,7 +279,7 @@ proptest! {
         let cap = backoff.cap();
         let max_elapsed = Duration::from_millis(elapsed);
         let (mut case, budget) = aws(capacity);
-        case.limits.backoff = backoff;
+        case.set(backoff);
         case.limits.max_attempts = attempts(max);
         case.more.max_elapsed = Some(max_elapsed);
         let timed_out = TimedOut::new(secs(1));
