@@ -88,6 +88,10 @@ impl Gather {
     }
 
     /// [`new`](Self::new) with a literal limit: zero does not compile.
+    ///
+    /// ```compile_fail
+    /// async_batch::Gather::up_to::<0>();
+    /// ```
     pub const fn up_to<const LIMIT: usize>() -> Self {
         Self::new(const { NonZeroUsize::new(LIMIT).expect("the limit must not be zero") })
     }
@@ -135,7 +139,8 @@ impl Gather {
     /// Gives each item at most `limit` from its start, retries included: then it is dropped, or aborted where it runs
     /// elsewhere, and its error is [`TimedOut`](crate::ItemError::TimedOut). It is the deadline in force inside the item.
     ///
-    /// On blocking threads nothing can be cut short: an item that takes too long holds its place until it ends.
+    /// On blocking threads nothing can be cut short: an item that takes too long holds its place until it ends, and what it
+    /// ends with is its result. So does a spawned item that ends by itself before the abort reaches it.
     ///
     /// Needs tokio's timer, as all that follows the clock here.
     pub const fn with_item_timeout(mut self, limit: Duration) -> Self {

@@ -366,3 +366,27 @@ async fn every_caller_gets_its_own_answer_under_load() {
         assert_eq!(batch.iter().collect::<HashSet<_>>().len(), batch.len());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_load_takes_longer_than_the_delay_and_one_bulk_call() {
+    let (batcher, log) =
+        doubler(Batcher::builder().max_items(n(100)).max_delay(ms(5)).in_flight(n(16)), ms(20));
+    let mut tasks = JoinSet::new();
+    for task in 0..1000_u64 {
+        let batcher = batcher.clone();
+        tasks.spawn(async move {
+            sleep(ms(task % 37)).await;
+            let mut longest = Duration::ZERO;
+            for round in 0..20 {
+                let started = Instant::now();
+                let _ = batcher.load(task + round * 1000).await;
+                longest = longest.max(started.elapsed());
+            }
+            longest
+        });
+    }
+    let longest = tasks.join_all().await.into_iter().max().unwrap();
+    // Each of the two sleeps rounds up to the timer's next millisecond.
+    assert!(longest <= ms(5 + 20 + 2), "{longest:?}");
+    assert!(log.lock().unwrap().len() < 20_000 / 20);
+}

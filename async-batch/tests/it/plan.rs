@@ -300,3 +300,28 @@ async fn a_permit_is_given_back_by_a_panic_a_time_out_and_a_stop() {
     assert!(outcomes.stopped().is_some());
     assert_eq!(permits.0.available_permits(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn under_a_policy_dropped_at_every_await_everything_is_given_back() {
+    let permits = Semaphore::new(5);
+    let gather = Gather::up_to::<3>()
+        .in_chunks(n(4), ms(5))
+        .with_item_timeout(ms(50))
+        .with_deadline(ms(500))
+        .with_policy((Timeout::from_millis(20), Thrice));
+    let points = async_policy::testing::drop_at_every_await(
+        || {
+            let permits = &permits;
+            let item = move |id: u64| async move {
+                let _permit = permits.acquire().await;
+                tokio::task::yield_now().await;
+                sleep(ms(id % 3)).await;
+                if id.is_multiple_of(4) { Err("again") } else { Ok(id) }
+            };
+            gather.run(0..10, item).detailed()
+        },
+        async |_| assert_eq!(permits.available_permits(), 5),
+    )
+    .await;
+    assert!(points > 10, "{points}");
+}
