@@ -41,7 +41,8 @@ pub enum UpdateError<E> {
 /// but for the parsing of loaded files of up to 8 KiB.
 ///
 /// Changes of one file by this process are made one after another, in the order of the calls' first polls, whatever path
-/// leads to it. Other processes are kept out by an advisory lock on `.NAME.lock` beside it, which stays there, empty. Reads wait for
+/// leads to it. Other processes are kept out by an advisory lock on `.NAME.lock` beside it, which stays there, empty (to remove it while
+/// somebody writes is to remove the protection). Reads wait for
 /// nobody: they see the content before or after a change.
 ///
 /// # Default

@@ -299,7 +299,8 @@ where
             });
             if let Err(error) = committed.await {
                 // The file could not even be come by.
-                finish(lock(&self.inner.queue).take(), Err(&error));
+                let batch = lock(&self.inner.queue).take();
+                finish(batch, Err(&error));
             }
             if !lock(&self.inner.queue).more() {
                 self.done = true;

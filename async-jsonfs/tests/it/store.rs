@@ -339,3 +339,37 @@ async fn a_state_that_cannot_be_written_is_told_and_forgotten() {
     store.update(|n| n.0 = 9).await.unwrap();
     assert_eq!(fs::read_to_string(dir.path().join("s.json")).unwrap(), "9\n");
 }
+
+/// What a closure holds is dropped with it: where that uses the store again, no lock must be held.
+#[tokio::test(start_paused = true)]
+async fn what_is_dropped_may_use_the_store() {
+    struct Uses(Store<Map>);
+    impl Drop for Uses {
+        fn drop(&mut self) {
+            let _ = self.0.snapshot();
+            let waker = std::task::Waker::noop();
+            let mut update = Box::pin(self.0.update(|_| ()));
+            if tokio::runtime::Handle::try_current().is_ok() {
+                let _ = update.as_mut().poll(&mut std::task::Context::from_waker(waker));
+            }
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let (here, away) = (dir.path().join("here"), dir.path().join("away"));
+    fs::create_dir(&here).unwrap();
+    let store = Store::<Map>::open_or_default(here.join("s.json")).await.unwrap();
+    for there in [true, false] {
+        if !there {
+            fs::rename(&here, &away).unwrap();
+        }
+        let uses = Uses(store.clone());
+        let change = move |_: &mut Map| {
+            let _uses = &uses;
+        };
+        assert_eq!(store.update(change).await.is_ok(), there);
+    }
+    fs::rename(&away, &here).unwrap();
+    store.close().await.unwrap();
+    let uses = Uses(store.clone());
+    assert!(store.update(move |_| drop(uses)).await.is_err());
+}
