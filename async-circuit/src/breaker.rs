@@ -335,8 +335,14 @@ impl CircuitBreaker {
     }
 
     fn record_slowly(&self, stamp: Stamp, started: Duration, ending: Ending, now: Option<Duration>) {
-        let now = now.unwrap_or_else(|| self.now());
-        let took = match self.shared.hot.slower_than {
+        let hot = &self.shared.hot;
+        // A success of the closed circuit is counted without a look at the clock, unless a rule looks at it.
+        let timeless = ending == Ending::Success
+            && stamp.state == State::Closed
+            && hot.tally.is_none()
+            && hot.slower_than.is_none();
+        let now = now.unwrap_or_else(|| if timeless { Duration::ZERO } else { self.now() });
+        let took = match hot.slower_than {
             Some(_) => now.saturating_sub(started),
             None => Duration::ZERO,
         };

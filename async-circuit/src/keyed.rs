@@ -26,7 +26,8 @@ const LOOKS: usize = 64;
 /// changed by hand. If none can be, the new key gets a breaker that is not held: it lets the call through and is
 /// forgotten after it.
 ///
-/// Reading takes the read lock of one of several shards, which those who read do not wait for.
+/// Reading takes the read lock of one of several shards, which those who read do not wait for. Each shard has its part of
+/// the room, and some fill up before others: allow for a fifth more than the keys you expect.
 ///
 /// ```
 /// use async_circuit::{CircuitBreaker, Policy};

@@ -260,7 +260,8 @@ impl Circuit {
     }
 
     fn is_slow(&self, ending: Ending, took: Duration) -> bool {
-        !matches!(ending, Ending::Ignored | Ending::Aborted)
+        !took.is_zero()
+            && !matches!(ending, Ending::Ignored | Ending::Aborted)
             && self.config.trip.slower_than().is_some_and(|time| took > time)
     }
 

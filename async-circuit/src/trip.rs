@@ -92,7 +92,8 @@ impl Trip {
     }
 
     /// The rate is measured over the last `time` (at least 1 ms), in 16 buckets: a call leaves the window when it is
-    /// between 15/16 and all of `time` old. The memory does not depend on the number of calls.
+    /// between 15/16 and all of `time` old. It takes 128 bytes, and as many again for each processor (32 at most), however
+    /// many calls there are; and reads the clock for each.
     pub const fn within(mut self, time: Duration) -> Self {
         self.window = Window::Within(time);
         self

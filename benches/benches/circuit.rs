@@ -174,6 +174,22 @@ fn main() {
             .run();
     }
 
+    let one_in_100 = |i: u64| ready(if i % 100 == 0 { Err(()) } else { Ok(i) });
+    let ailing = ours(Trip::failure_rate(0.5));
+    let ailing_calls = |n| repeat(n, |i| ailing.call(move || one_in_100(i)));
+    let peer = recloser();
+    let peer_calls = |n| repeat(n, |i| peer.call(one_in_100(i)));
+    let in_a_row_calls = |n| repeat(n, |i| in_a_row.call(one_in_100(i)));
+    for (name, threads) in
+        [("one failure in 100, count window", 1), ("one failure in 100, count window, 2 threads", 2)]
+    {
+        row(&mut table, name, threads)
+            .ours("async-circuit", |n| on_threads(threads, n, ailing_calls))
+            .peer("recloser", |n| on_threads(threads, n, peer_calls))
+            .peer("failsafe, in a row", |n| on_threads(threads, n, in_a_row_calls))
+            .run();
+    }
+
     let open = ours(Trip::failure_rate(0.5).with_min_calls(NonZeroU32::MIN));
     open.try_acquire().unwrap().failure();
     let peer = recloser();
@@ -221,6 +237,26 @@ fn main() {
             })
             .run();
     }
+
+    // The window holds as many calls as were made, in the memory of none; what a failure costs does not depend on it.
+    let full_and_empty = [10_000_000, 0].map(|calls| {
+        let breaker = ours(Trip::failure_rate(1.0).within(LONG));
+        our_calls(&breaker, calls);
+        breaker
+    });
+    let [full, empty] = full_and_empty.each_ref().map(|breaker| {
+        move |n| {
+            for _ in 0..n {
+                breaker.try_acquire().unwrap().failure();
+                breaker.try_acquire().unwrap().success();
+            }
+        }
+    });
+    table
+        .row("a failure and a success, time window")
+        .ours("async-circuit, after 10^7 calls", full)
+        .ours("async-circuit, after none", empty)
+        .run();
 
     let layer = CircuitBreakerLayer::new(ours(Trip::failure_rate(0.5)));
     let service = layer.layer(bare_service::<Failure<()>>());

@@ -1,6 +1,7 @@
 //! The core against a naive model that keeps every record and looks through all of them each time.
 
 use std::num::NonZeroU32;
+use std::time::SystemTime;
 
 use proptest::prelude::*;
 
@@ -111,6 +112,11 @@ impl Naive {
         self.place = place;
     }
 
+    fn start_afresh(&mut self) {
+        (self.openings, self.records) = (0, Vec::new());
+        self.go(Place::Closed);
+    }
+
     fn open(&mut self, now: u64) {
         let time = (self.open_for << self.openings.min(20)).min(self.cap);
         self.openings += 1;
@@ -182,8 +188,7 @@ impl Naive {
                 if fails {
                     self.open(now);
                 } else if holds {
-                    (self.openings, self.records) = (0, Vec::new());
-                    self.go(Place::Closed);
+                    self.start_afresh();
                 }
             }
             _ => {}
@@ -195,7 +200,14 @@ impl Naive {
 enum Step {
     Wait(u64),
     Admit,
-    End { which: usize, ending: Ending, took: u64 },
+    End {
+        which: usize,
+        ending: Ending,
+        took: u64,
+    },
+    Reset,
+    /// Restored as it is saved, so much later.
+    Restart(u64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -209,6 +221,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         2 => (0_u64..40).prop_map(Step::Wait),
         1 => (100_u64..900).prop_map(Step::Wait),
+        1 => prop_oneof![
+            4 => Just(Step::Wait(1)),
+            1 => Just(Step::Reset),
+            1 => (0_u64..200).prop_map(Step::Restart),
+        ],
         8 => Just(Step::Admit),
         8 => (any::<prop::sample::Index>(), ending, 0_u64..70)
             .prop_map(|(which, ending, took)| Step::End { which: which.index(64), ending, took }),
@@ -283,6 +300,22 @@ proptest! {
                     naive.record(call, ending, took, now);
                 }
                 Step::End { .. } => {}
+                Step::Reset => {
+                    core.reset(ms(now));
+                    naive.start_afresh();
+                }
+                Step::Restart(elapsed) => {
+                    let saved = core.save(ms(now), SystemTime::UNIX_EPOCH);
+                    core.restore(&saved, ms(elapsed), ms(now));
+                    match naive.place {
+                        Place::Closed => naive.start_afresh(),
+                        Place::Open { until } => {
+                            let left = until.saturating_sub(now).saturating_sub(elapsed);
+                            naive.go(Place::Open { until: now + left });
+                        }
+                        Place::HalfOpen { .. } => naive.go(Place::Open { until: now }),
+                    }
+                }
             }
             let state = match naive.place {
                 Place::Closed => State::Closed,
