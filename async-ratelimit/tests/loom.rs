@@ -1,21 +1,24 @@
-//! The semaphore's core under every interleaving: `RUSTFLAGS="--cfg family_loom" cargo test -p async-ratelimit --test loom --release`.
+//! The cores that own atomics under every interleaving: `RUSTFLAGS="--cfg family_loom" cargo test -p async-ratelimit --test loom --release`.
 #![cfg(family_loom)]
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 #[path = "../src/fifo.rs"]
 mod fifo;
+#[path = "../src/rate/gate.rs"]
+mod gate;
 #[path = "../src/concurrency/state.rs"]
 mod state;
 
 mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicI64, Ordering};
-    pub(crate) use loom::sync::{Mutex, MutexGuard};
+    pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+    pub(crate) use loom::sync::{Mutex, MutexGuard, RwLock};
 }
 
 use std::future::poll_fn;
 use std::task::Poll;
 
 use fifo::Key;
+use gate::Gate;
 use loom::future::block_on;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -133,5 +136,47 @@ fn a_change_of_the_limit_loses_no_waiter_and_no_permit() {
         waiter.join().unwrap();
         resizer.join().unwrap();
         idle(&semaphore, 1);
+    });
+}
+
+/// An engine with so many cells, and nothing else.
+struct Cells(AtomicUsize);
+
+impl Cells {
+    fn take(&self) -> bool {
+        let one_less = |cells: usize| cells.checked_sub(1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok()
+    }
+
+    fn retire(&self) -> usize {
+        self.0.swap(0, Ordering::AcqRel)
+    }
+}
+
+#[test]
+fn a_replaced_engine_neither_mints_nor_loses_a_cell_and_refuses_nobody() {
+    model(3, || {
+        let gate = Arc::new(Gate::new(Cells(AtomicUsize::new(2))));
+        let taker = thread::spawn({
+            let gate = gate.clone();
+            move || assert!(gate.take(Cells::take))
+        });
+        let replacer = thread::spawn({
+            let gate = gate.clone();
+            move || {
+                for _ in 0..2 {
+                    gate.replace(|old| Cells(AtomicUsize::new(old.retire())));
+                }
+            }
+        });
+        assert!(gate.take(Cells::take));
+        taker.join().unwrap();
+        replacer.join().unwrap();
+        assert!(!gate.take(Cells::take));
+        gate.replace(|_| Cells(AtomicUsize::new(1)));
+        gate.set_waiting(true);
+        assert!(!gate.take(Cells::take));
+        gate.set_waiting(false);
+        assert!(gate.take(Cells::take));
     });
 }

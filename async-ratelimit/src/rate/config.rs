@@ -1,11 +1,11 @@
-use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_policy::{ConfigError, Name};
 
 use super::clock::Clock;
 use super::engine::{Engine, Tat};
+use super::gate::Gate;
 use super::line::Line;
 use super::{Quota, RateLimit, Shared, warn_if_too_fine};
 use crate::queue::Queue;
@@ -55,9 +55,7 @@ impl RateLimitBuilder {
         warn_if_too_fine(quota, queue, name.as_ref());
         Ok(RateLimit {
             shared: Arc::new(Shared {
-                gate: AtomicU32::new(0),
-                first: (engine, Tat::default()),
-                changed: RwLock::new(None),
+                gate: Gate::new((engine, Tat::default())),
                 line: Mutex::new(Line::new()),
                 queue,
                 name,

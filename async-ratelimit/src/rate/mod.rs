@@ -1,6 +1,7 @@
 mod clock;
 mod config;
 mod engine;
+mod gate;
 mod line;
 mod quota;
 #[cfg(feature = "tower")]
@@ -9,8 +10,7 @@ mod wait;
 
 use std::num::NonZeroU32;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -26,13 +26,9 @@ use crate::fifo::Key;
 use crate::queue::Queue;
 pub(crate) use clock::Clock;
 pub(crate) use engine::{Engine, Tat};
+use gate::Gate;
 pub(crate) use line::{Cells, Joined, Line, Refusal, Turn, refuse};
 pub(crate) use wait::{Desk, Wait};
-
-/// Somebody waits: newcomers go to the queue.
-const WAITING: u32 = 1;
-/// The quota was changed: the engine is behind the lock.
-const CHANGED: u32 = 2;
 
 /// Limits how many operations are started per time: a token bucket (GCRA, by [governor](https://docs.rs/governor)).
 ///
@@ -59,12 +55,7 @@ pub struct RateLimit {
 
 #[derive(Debug)]
 struct Shared {
-    /// `WAITING` and `CHANGED`; written only under the lock of the line.
-    gate: AtomicU32,
-    /// The quota it was built with, until that is changed: no lock is needed to read it.
-    first: (Engine, Tat),
-    /// What is in force once it was changed.
-    changed: RwLock<Option<(Engine, Tat)>>,
+    gate: Gate<(Engine, Tat)>,
     line: Mutex<Line>,
     queue: Queue,
     name: Option<Name>,
@@ -248,12 +239,7 @@ impl Shared {
     }
 
     fn with_engine<R>(&self, f: impl FnOnce(&Engine, &Tat) -> R) -> R {
-        if self.gate.load(Ordering::Acquire) & CHANGED == 0 {
-            return f(&self.first.0, &self.first.1);
-        }
-        let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
-        let (engine, tat) = changed.as_ref().unwrap_or(&self.first);
-        f(engine, tat)
+        self.gate.with(|(engine, tat)| f(engine, tat))
     }
 
     /// The engine and the state in force, now.
@@ -261,19 +247,9 @@ impl Shared {
         self.with_engine(|engine, tat| f(&mut AtEngine { engine, tat, now: engine.now() }))
     }
 
-    fn take_slowly(&self, n: u32) -> bool {
-        let Some(cells) = NonZeroU32::new(n) else { return true };
-        // Again from the gate: the state looked at may have been retired meanwhile.
-        let gate = self.gate.load(Ordering::Acquire);
-        gate & WAITING == 0
-            && (gate & CHANGED != 0 || n > 1)
-            && self.with_engine(|engine, tat| engine.take_n(tat, cells))
-    }
-
     #[cold]
     fn refused_now(&self, n: u32) -> Rejection {
-        let waiting = self.gate.load(Ordering::Acquire) & WAITING != 0;
-        let ahead = if waiting { self.lock().cells() } else { 0 };
+        let ahead = if self.gate.is_waiting() { self.lock().cells() } else { 0 };
         self.refuse(self.with_cells(|cells| refuse(Reason::LimitReached, n, ahead, cells)))
     }
 
@@ -281,27 +257,16 @@ impl Shared {
         rejection(refusal, self.name.as_ref())
     }
 
-    /// Lets newcomers through again once nobody waits.
-    fn close(&self, line: &Line) {
-        if line.is_empty() {
-            self.gate.fetch_and(!WAITING, Ordering::Release);
-        }
-    }
-
     fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
         let engine = Engine::new(quota, Clock::default())?;
         let mut wakers = Vec::new();
-        let from;
         let mut line = self.lock();
-        {
-            let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
-            // First the gate, then the state: who is refused by the retired state finds the gate changed, and waits for the lock.
-            self.gate.fetch_or(CHANGED, Ordering::Release);
-            let (old, tat) = changed.as_ref().unwrap_or(&self.first);
+        let mut from = quota;
+        self.gate.replace(|(old, tat)| {
             from = old.quota();
             let tat = engine.adopt(old, tat.retire());
-            *changed = Some((engine, tat));
-        }
+            (engine, tat)
+        });
         self.with_cells(|cells| line.reckon(cells, &mut wakers));
         drop(line);
         wakers.into_iter().for_each(Waker::wake);
@@ -315,10 +280,8 @@ impl Shared {
 impl<S: Deref<Target = Shared>> Desk for S {
     #[inline]
     fn take_now(&self, n: u32) -> bool {
-        if n == 1 && self.gate.load(Ordering::Acquire) == 0 && self.first.0.take(&self.first.1) {
-            return true;
-        }
-        self.take_slowly(n)
+        let Some(n) = NonZeroU32::new(n) else { return true };
+        self.gate.take(|(engine, tat)| engine.take_n(tat, n))
     }
 
     fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection> {
@@ -326,9 +289,7 @@ impl<S: Deref<Target = Shared>> Desk for S {
         let mut waker = Some(waker);
         let mut line = self.lock();
         let joined = self.with_cells(|cells| line.join(n, self.queue, Deadline::fits, &mut waker, cells));
-        if matches!(joined, Ok(Joined::Sleeps(..) | Joined::Parks(_))) {
-            self.gate.fetch_or(WAITING, Ordering::Release);
-        }
+        self.gate.set_waiting(!line.is_empty());
         drop(line);
         joined.map_err(|refusal| self.refuse(refusal))
     }
@@ -338,7 +299,7 @@ impl<S: Deref<Target = Shared>> Desk for S {
         loop {
             let mut line = self.lock();
             let polled = self.with_cells(|cells| (line.poll(key, waker, &mut spare, cells), cells.now));
-            self.close(&line);
+            self.gate.set_waiting(!line.is_empty());
             drop(line);
             if !matches!(polled.0, Turn::WakerNeeded) {
                 return polled;
@@ -350,7 +311,7 @@ impl<S: Deref<Target = Shared>> Desk for S {
     fn leave(&self, key: Key) {
         let mut line = self.lock();
         let left = self.with_cells(|cells| line.leave(key, cells));
-        self.close(&line);
+        self.gate.set_waiting(!line.is_empty());
         drop(line);
         if let Some(next) = left.next {
             next.wake();
