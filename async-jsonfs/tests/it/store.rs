@@ -227,7 +227,7 @@ async fn a_caller_that_is_gone_before_its_turn_changes_nothing() {
     assert_eq!(store.snapshot().keys().collect::<Vec<_>>(), ["a"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_deadline_that_comes_during_its_commit_is_a_time_out() {
     let (_dir, store) = open().await;
     let (go, wait) = mpsc::channel::<()>();
@@ -238,7 +238,11 @@ async fn a_deadline_that_comes_during_its_commit_is_a_time_out() {
         wait.recv().unwrap();
         map.insert("a".to_owned(), 1);
     }));
-    let (error, ()) = tokio::join!(changing, begun(has_begun));
+    let late = async {
+        begun(has_begun).await;
+        tokio::time::advance(Duration::from_millis(30)).await;
+    };
+    let (error, ()) = tokio::join!(changing, late);
     let error = error.unwrap_err();
     assert!(error.timed_out().is_some(), "{error}");
     assert_eq!(error.outcome(), Outcome::Unknown);
