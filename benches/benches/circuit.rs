@@ -158,7 +158,7 @@ fn main() {
             .ours("async-circuit", |n| on_threads(threads, n, |n| our_calls(&time, n)))
             .peer("failsafe, average", |n| on_threads(threads, n, average_calls))
             .peer("seatbelt", |n| {
-                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&seatbelt, i)))
+                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&seatbelt, i)));
             })
             .peer("tower-resilience, 1 ms", |n| on_threads(threads, n, |n| service_calls(&service, n)))
             .run();
@@ -174,7 +174,7 @@ fn main() {
             .run();
     }
 
-    let one_in_100 = |i: u64| ready(if i % 100 == 0 { Err(()) } else { Ok(i) });
+    let one_in_100 = |i: u64| ready(if i.is_multiple_of(100) { Err(()) } else { Ok(i) });
     let ailing = ours(Trip::failure_rate(0.5));
     let ailing_calls = |n| repeat(n, |i| ailing.call(move || one_in_100(i)));
     let peer = recloser();
@@ -208,7 +208,7 @@ fn main() {
             .peer("recloser", |n| on_threads(threads, n, |n| recloser_calls(&peer, n)))
             .peer("failsafe, in a row", |n| on_threads(threads, n, dead_calls))
             .peer("seatbelt", |n| {
-                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&refusing, i)))
+                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&refusing, i)));
             })
             .peer("tower-resilience", |n| on_threads(threads, n, |n| service_calls(&service, n)))
             .run();

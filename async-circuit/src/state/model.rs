@@ -230,7 +230,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (any::<prop::sample::Index>(), ending, 0_u64..70)
             .prop_map(|(which, ending, took)| Step::End { which: which.index(64), ending, took }),
     ];
-    prop::collection::vec(step, 1..400)
+    prop::collection::vec(step, 1..250)
 }
 
 fn rules() -> impl Strategy<Value = Vec<Rule>> {

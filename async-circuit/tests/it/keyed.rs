@@ -124,3 +124,46 @@ async fn many_threads_make_one_breaker_for_a_key() {
     assert_eq!(hosts.get(&0).snapshot().totals.aborted, 4 * 2040);
     assert_eq!(hosts.len(), 50);
 }
+
+/// Random uses, against a plain map of what must not be forgotten.
+#[tokio::test(start_paused = true)]
+async fn whatever_happens_no_refusing_breaker_is_forgotten_and_no_more_than_allowed_are_held() {
+    use std::collections::HashMap;
+    use tokio::time::Instant;
+    for seed in 0..20 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let max = random.usize(1..200);
+        let hosts = builder().build_keyed::<u16>(NonZeroUsize::new(max).unwrap()).unwrap();
+        let mut open_until: HashMap<u16, Instant> = HashMap::new();
+        for step in 0..2000 {
+            let key = random.u16(0..300);
+            match random.u32(0..20) {
+                0..12 => match hosts.get(&key).try_acquire() {
+                    Ok(permit) => permit.success(),
+                    Err(_) => assert!(open_until[&key] > Instant::now(), "refused after its time"),
+                },
+                12..16 => {
+                    if let Ok(permit) = hosts.get(&key).try_acquire() {
+                        permit.failure();
+                        if hosts.find(&key).is_some_and(|breaker| breaker.state() == State::Open) {
+                            open_until.insert(key, Instant::now() + Duration::from_secs(1));
+                        }
+                    }
+                }
+                16 => {
+                    let removed = hosts.remove(&key).is_some();
+                    assert!(removed || open_until.get(&key).is_none_or(|until| *until <= Instant::now()));
+                    open_until.remove(&key);
+                }
+                17 => drop(hosts.evict_idle()),
+                _ => advance(Duration::from_millis(random.u64(0..100))).await,
+            }
+            open_until.retain(|_, until| *until > Instant::now());
+            assert!(hosts.len() <= max);
+            // Seldom: looking is a use too.
+            for key in open_until.keys().filter(|_| step % 40 == 0) {
+                assert!(hosts.find(key).unwrap().try_acquire().is_err(), "{key} of {max} was forgotten");
+            }
+        }
+    }
+}

@@ -121,7 +121,7 @@ async fn caller(
                     counts.most_probes.fetch_max(in_flight, SeqCst);
                 }
                 // Now and then all others get to call while this call is under way.
-                if (id + round).is_multiple_of(256) {
+                if (id + round).is_multiple_of(512) {
                     tokio::task::yield_now().await;
                 }
                 // Counted down first: from then on another may take its place.
