@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,8 +52,9 @@ pub(crate) struct Runner {
     shared: Arc<Shared>,
     inbox: UnboundedReceiver<Message>,
     units: Vec<Option<Unit>>,
-    replies: HashMap<CommandId, (Reply, Arc<str>)>,
-    commands: u64,
+    /// Who waits for the answer to a command, and the child it is about. A place is used again after the answer.
+    replies: Vec<Option<(Reply, Arc<str>)>>,
+    free: Vec<CommandId>,
     actions: Vec<Action>,
     check: crate::AutoShutdown,
     most: usize,
@@ -76,8 +76,8 @@ impl Runner {
             shared,
             inbox,
             units: Vec::with_capacity(children),
-            replies: HashMap::new(),
-            commands: 0,
+            replies: Vec::new(),
+            free: Vec::new(),
             actions: Vec::new(),
             check,
             most,
@@ -112,9 +112,8 @@ impl Runner {
         let mut heard = false;
         let mut batch = Vec::new();
         self.shared.core().start(Instant::now());
-        self.act(&up);
+        let mut due = self.act(&up);
         while !self.ended {
-            let due = self.shared.core().next_due();
             if due != armed {
                 armed = due;
                 if let Some(at) = due {
@@ -131,15 +130,16 @@ impl Runner {
                     let now = Instant::now();
                     for message in batch.drain(..) {
                         self.take(now, message);
-                        self.act(&up);
+                        due = self.act(&up);
                     }
+                    continue;
                 }
                 () = &mut timer, if armed.is_some() => {
                     armed = None;
                     self.shared.core().tick(Instant::now());
                 }
             }
-            self.act(&up);
+            due = self.act(&up);
         }
         let report = Arc::new(self.report());
         self.emit(|| EventKind::Ended { report: Arc::clone(&report) });
@@ -218,14 +218,17 @@ impl Runner {
     }
 
     fn expect(&mut self, reply: Reply, name: &Arc<str>) -> CommandId {
-        self.commands += 1;
-        let id = CommandId(self.commands);
-        self.replies.insert(id, (reply, Arc::clone(name)));
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.replies.push(None);
+            CommandId(self.replies.len() - 1)
+        });
+        self.replies[id.0] = Some((reply, Arc::clone(name)));
         id
     }
 
     fn answer(&mut self, id: CommandId, answer: Answer) {
-        let Some((reply, name)) = self.replies.remove(&id) else { return };
+        let Some((reply, name)) = self.replies.get_mut(id.0).and_then(Option::take) else { return };
+        self.free.push(id);
         // Who no longer waits for the answer does not want it.
         let _ = reply.send(match answer {
             Answer::Done => Ok(()),
@@ -241,19 +244,26 @@ impl Runner {
         });
     }
 
-    /// Does what the core has decided, outside its lock.
-    fn act(&mut self, up: &impl Fn()) {
+    /// Does what the core has decided, outside its lock. Says when the core wants to be asked again.
+    fn act(&mut self, up: &impl Fn()) -> Option<Instant> {
         let mut actions = std::mem::take(&mut self.actions);
-        loop {
-            std::mem::swap(&mut self.shared.core().actions, &mut actions);
-            if actions.is_empty() {
-                break;
-            }
+        let due = loop {
+            let due = {
+                let mut core = self.shared.core();
+                std::mem::swap(&mut core.actions, &mut actions);
+                core.next_due()
+            };
+            // Only what a heartbeat's absence leads to comes from here.
+            let again = actions.iter().any(|action| matches!(action, Action::Listen { .. }));
             for action in actions.drain(..) {
                 self.carry_out(action, up);
             }
-        }
+            if !again {
+                break due;
+            }
+        };
         self.actions = actions;
+        due
     }
 
     fn carry_out(&mut self, action: Action, up: &impl Fn()) {

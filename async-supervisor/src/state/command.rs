@@ -3,7 +3,7 @@
 use super::{Action, Arc, Core, Deferred, Instant, Key, Phase, Rules, State, Why};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct CommandId(pub(crate) u64);
+pub(crate) struct CommandId(pub(crate) usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {

@@ -21,9 +21,9 @@ struct World {
     cancelled: BTreeMap<Key, u64>,
     aborted: BTreeMap<Key, u64>,
     trace: Vec<String>,
-    asked: u64,
-    open: Vec<u64>,
-    answers: HashMap<u64, Answer>,
+    asked: usize,
+    open: Vec<usize>,
+    answers: HashMap<usize, Answer>,
     ended: bool,
     /// Whether a worker that is told to stop does so at once.
     obedient: bool,
@@ -151,7 +151,7 @@ impl World {
         self.core.children.find(name)
     }
 
-    fn command(&mut self, verb: Verb, name: &str) -> u64 {
+    fn command(&mut self, verb: Verb, name: &str) -> usize {
         self.asked += 1;
         self.open.push(self.asked);
         self.core.command(self.now, CommandId(self.asked), verb, name.into());
@@ -159,7 +159,7 @@ impl World {
         self.asked
     }
 
-    fn add(&mut self, name: &str, rules: Rules) -> Result<u64, Answer> {
+    fn add(&mut self, name: &str, rules: Rules) -> Result<usize, Answer> {
         self.asked += 1;
         let key = self.core.add(self.now, CommandId(self.asked), name.into(), Arc::new(rules))?;
         self.open.push(self.asked);

@@ -27,8 +27,12 @@ fn program() {
                 println!("@-{}", ctx.name());
             })
         };
-        let deaf = Child::new("deaf", async |_: Context| std::future::pending::<()>().await)
-            .with_shutdown(Shutdown::Timeout(Duration::from_secs(3600)));
+        let deaf = Child::new("deaf", async |ctx: Context| {
+            ctx.cancelled().await;
+            println!("@asked");
+            std::future::pending::<()>().await;
+        })
+        .with_shutdown(Shutdown::Timeout(Duration::from_secs(3600)));
         let held = Child::blocking("held", move |ctx: Context| {
             // Something that a killed process must not keep from its successor.
             let file = lock
@@ -120,7 +124,8 @@ fn a_second_signal_forces() {
     let path = lock("forced");
     let mut program = Program::start("deaf", &path);
     program.signal("-TERM");
-    // `deaf` would take an hour.
+    // Two signals that come together count as one. `deaf` would take an hour.
+    assert_eq!(program.line(), "asked");
     program.signal("-TERM");
     let report = loop {
         let line = program.line();
