@@ -41,7 +41,8 @@ pin_project! {
         state: State<A::Future>,
         attempts: A,
         retry: P,
-        began: Began,
+        // Written in the first poll: what a future is made with is copied when it is moved.
+        began: Option<Began>,
         // Boxed, and made when an attempt has failed: inline it would cost every success.
         past: Option<Box<Past<R>>>,
     }
@@ -64,8 +65,14 @@ impl<F> State<F> {
     fn running(attempt: F, retry: &Retry) -> Self {
         match retry.attempt_timeout() {
             None => Self::Running { attempt },
-            Some(limit) => Self::Timed { attempt: Box::pin(Timed::new(attempt, limit)) },
+            Some(limit) => Self::timed(attempt, limit),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn timed(attempt: F, limit: Duration) -> Self {
+        Self::Timed { attempt: Box::pin(Timed::new(attempt, limit)) }
     }
 
     fn after(pause: Pause) -> Self {
@@ -85,17 +92,15 @@ where
     /// A call whose first attempt is started when it is first polled.
     #[inline]
     pub(crate) fn new(retry: P, attempts: A) -> Self {
-        let began = retry.borrow().begin();
-        Self { state: State::Starting, attempts, retry, began, past: None }
+        Self { state: State::Starting, attempts, retry, began: None, past: None }
     }
 
     /// A call whose first attempt has been started.
     #[inline]
     #[cfg(feature = "tower")]
     pub(crate) fn started(retry: P, attempts: A, attempt: A::Future) -> Self {
-        let began = retry.borrow().begin();
         let state = State::running(attempt, retry.borrow());
-        Self { state, attempts, retry, began, past: None }
+        Self { state, attempts, retry, began: None, past: None }
     }
 
     /// A call that may have a past.
@@ -125,6 +130,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R::Output> {
         let mut this = self.project();
         let retry: &Retry = (*this.retry).borrow();
+        if !retry.is_plain() && this.began.is_none() {
+            *this.began = Some(retry.begin());
+        }
         loop {
             match this.state.as_mut().project() {
                 StateProjection::Running { attempt } => {
@@ -134,7 +142,7 @@ where
                     {
                         return Poll::Ready(R::finish(None, result));
                     }
-                    match resume(retry, attempts, this.began, this.past, result) {
+                    match resume(retry, attempts, this.began.as_ref(), this.past, result) {
                         ControlFlow::Break(output) => return Poll::Ready(output),
                         // The failed attempt is dropped here: what it held is free before the next one asks for it.
                         ControlFlow::Continue(pause) => this.state.set(State::after(pause)),
@@ -158,7 +166,7 @@ where
                         Some(result) => result,
                         None => Err(A::Error::from_timed_out(retry.timed_out())),
                     };
-                    match resume(retry, this.attempts, this.began, this.past, result) {
+                    match resume(retry, this.attempts, this.began.as_ref(), this.past, result) {
                         ControlFlow::Break(output) => return Poll::Ready(output),
                         ControlFlow::Continue(pause) => this.state.set(State::after(pause)),
                     }
@@ -181,7 +189,7 @@ where
 fn resume<A, R>(
     retry: &Retry,
     attempts: &A,
-    began: &Began,
+    began: Option<&Began>,
     past: &mut Option<Box<Past<R>>>,
     result: Result<A::Value, A::Error>,
 ) -> ControlFlow<R::Output, Pause>

@@ -7,7 +7,7 @@ use tokio::task::coop::consume_budget;
 
 use crate::call::{Attempts, Call, Resumed, Timed};
 use crate::report::{Best, Record, Reporter};
-use crate::retry::{Began, Past, Pause};
+use crate::retry::{Past, Pause};
 use crate::state::Progress;
 use crate::{AttemptOutcome, Reported, Retry};
 
@@ -109,11 +109,34 @@ impl Retry {
         if let Some(kept) = kept {
             past.record.keep(kept, AttemptOutcome::Transient);
         }
-        match self.settle(&Began::default(), &mut past, true, |answer| op.classify(answer), result) {
+        match self.settle(None, &mut past, true, |answer| op.classify(answer), result) {
             ControlFlow::Break(result) => Quick::End(result),
             ControlFlow::Continue(pause) => Quick::Slow((Box::new(past), pause)),
         }
     }
+}
+
+// A macro, because one function over both kinds of closures would lose `Send` inside `tokio::spawn`.
+macro_rules! run_mut {
+    ($retry:ident, $attempt:expr, $classify:expr) => {{
+        let began = $retry.begin();
+        let mut past = Past::<Best<_, _>>::default();
+        loop {
+            let result = match $retry.attempt_timeout() {
+                None => $attempt.await.map_err(Failure::Operation),
+                Some(limit) => match Timed::new($attempt, limit).await {
+                    Some(result) => result.map_err(Failure::Operation),
+                    None => Err(Failure::TimedOut($retry.timed_out())),
+                },
+            };
+            match $retry.settle(Some(&began), &mut past, true, $classify, result) {
+                ControlFlow::Break(result) => return result,
+                ControlFlow::Continue(Pause::None) => {}
+                ControlFlow::Continue(Pause::Yield) => consume_budget().await,
+                ControlFlow::Continue(Pause::Sleep(delay)) => tokio::time::sleep(delay).await,
+            }
+        }
+    }};
 }
 
 impl Retry {
@@ -168,24 +191,21 @@ impl Retry {
         Call::<_, _, Reporter<_, _>>::new(self, Starts(op))
     }
 
-    /// [`call`](Policy::call) for a closure with state of its own (`FnMut`), whose futures may borrow from it and need not be
-    /// `Send`. It cannot go through other policies, which may start an operation twice at once.
+    /// [`call`](Policy::call) for a closure with state of its own (`FnMut`), whose futures need not be `Send`. It cannot go through
+    /// other policies, which may start an operation twice at once.
     ///
-    /// An error is transient, `Ok` a success; [`call_mut_with`](Self::call_mut_with) says otherwise.
+    /// An error is transient, `Ok` a success; [`call_mut_with`](Self::call_mut_with) says otherwise. Where the futures borrow the state,
+    /// take [`call_lending`](Self::call_lending).
     ///
     /// ```
     /// use async_retry::{Backoff, Retry};
     ///
+    /// # async fn ask(server: &str) -> Result<String, &'static str> { if server == "b" { Ok("hello".into()) } else { Err("down") } }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
     /// let retry = Retry::new(Backoff::none()).unwrap();
     /// let mut servers = ["a", "b", "c"].into_iter().cycle();
-    /// let answer = retry
-    ///     .call_mut(async || match servers.next() {
-    ///         Some("b") => Ok("hello from b"),
-    ///         _ => Err("down"),
-    ///     })
-    ///     .await;
-    /// assert_eq!(answer.unwrap(), "hello from b");
+    /// let answer = retry.call_mut(|| ask(servers.next().unwrap())).await;
+    /// assert_eq!(answer.unwrap(), "hello");
     /// # }
     /// ```
     ///
@@ -196,8 +216,13 @@ impl Retry {
     /// # Cancel safety
     ///
     /// As [`Policy::execute`]. What the closure did to its state stays done.
-    pub async fn call_mut<T, E: Send>(&self, op: impl AsyncFnMut() -> Result<T, E>) -> Result<T, Failure<E>> {
-        self.run_mut(op, |_| None).await
+    pub async fn call_mut<F, Fut, T, E>(&self, mut op: F) -> Result<T, Failure<E>>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: Send,
+    {
+        run_mut!(self, op(), |_| None)
     }
 
     /// [`call_mut`](Self::call_mut) with what an answer means: errors and `Ok` values alike.
@@ -209,40 +234,54 @@ impl Retry {
     /// # Cancel safety
     ///
     /// As [`call_mut`](Self::call_mut).
-    pub async fn call_mut_with<T, E: Send>(
+    pub async fn call_mut_with<F, Fut, T, E>(
         &self,
-        op: impl AsyncFnMut() -> Result<T, E>,
+        mut op: F,
         mut classify: impl FnMut(Result<&T, &E>) -> Verdict,
-    ) -> Result<T, Failure<E>> {
-        self.run_mut(op, |answer| match answer {
+    ) -> Result<T, Failure<E>>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: Send,
+    {
+        run_mut!(self, op(), |answer| match answer {
             Ok(value) => Some(classify(Ok(value))),
             Err(error) => error.operation().map(|error| classify(Err(error))),
         })
-        .await
     }
 
-    async fn run_mut<T, E: Send>(
+    /// [`call_mut`](Self::call_mut) for an async closure whose futures borrow its state.
+    ///
+    /// (Inside `tokio::spawn` the compiler of today cannot see that such a future is `Send` where the closure borrows something.)
+    ///
+    /// ```
+    /// use async_retry::{Backoff, Retry};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let retry = Retry::new(Backoff::none()).unwrap();
+    /// let mut log = Vec::new();
+    /// let answer = retry
+    ///     .call_lending(async || {
+    ///         log.push("trying");
+    ///         if log.len() < 3 { Err("down") } else { Ok(log.len()) }
+    ///     })
+    ///     .await;
+    /// assert_eq!(answer, Ok(3));
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Policy::call`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`call_mut`](Self::call_mut).
+    pub async fn call_lending<T, E: Send>(
         &self,
         mut op: impl AsyncFnMut() -> Result<T, E>,
-        mut classify: impl FnMut(Result<&T, &Failure<E>>) -> Option<Verdict>,
     ) -> Result<T, Failure<E>> {
-        let began = self.begin();
-        let mut past = Past::<Best<_, _>>::default();
-        loop {
-            let result = match self.attempt_timeout() {
-                None => op().await.map_err(Failure::Operation),
-                Some(limit) => match Timed::new(op(), limit).await {
-                    Some(result) => result.map_err(Failure::Operation),
-                    None => Err(Failure::TimedOut(self.timed_out())),
-                },
-            };
-            match self.settle(&began, &mut past, true, &mut classify, result) {
-                ControlFlow::Break(result) => return result,
-                ControlFlow::Continue(Pause::None) => {}
-                ControlFlow::Continue(Pause::Yield) => consume_budget().await,
-                ControlFlow::Continue(Pause::Sleep(delay)) => tokio::time::sleep(delay).await,
-            }
-        }
+        run_mut!(self, op(), |_| None)
     }
 }
 

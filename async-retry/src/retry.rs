@@ -197,10 +197,17 @@ impl Retry {
 
     /// An attempt of a call ended: what comes next, and who is told.
     #[inline(never)]
-    fn next(&self, began: &Began, progress: &mut Progress, repeatable: bool, outcome: &Outcome<'_>) -> Next {
+    fn next(
+        &self,
+        began: Option<&Began>,
+        progress: &mut Progress,
+        repeatable: bool,
+        outcome: &Outcome<'_>,
+    ) -> Next {
         let extras = self.extras.as_deref();
         let more = extras.map_or(More::NONE, |extras| &extras.more);
-        let world = Now { began: began.at, random: extras.map(|extras| &extras.random) };
+        let world =
+            Now { began: began.and_then(|began| began.at), random: extras.map(|extras| &extras.random) };
         let mut next = self.limits.next(more, progress, outcome, &world);
         if let Next::After(_) = next
             && !repeatable
@@ -224,7 +231,7 @@ impl Retry {
     /// By value, in a function that is not async: a result kept in the future's own memory costs every success.
     pub(crate) fn settle<T, E, R: Record<T, E>>(
         &self,
-        began: &Began,
+        began: Option<&Began>,
         past: &mut Past<R>,
         repeatable: bool,
         classify: impl FnOnce(Result<&T, &E>) -> Option<Verdict>,

@@ -112,6 +112,7 @@ where
     type Error = S::Error;
     type Future = RetryFuture<S, R, C, K>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }

@@ -20,7 +20,7 @@ async fn a_closure_may_have_state_of_its_own_and_lend_it() {
     let mut log = Vec::new();
     let started = Instant::now();
     let result = every(100)
-        .call_mut(async || {
+        .call_lending(async || {
             log.push(started.elapsed().as_millis());
             sleep(ms(10)).await;
             if log.len() < 3 { Err("again") } else { Ok(log.len()) }
@@ -54,9 +54,9 @@ async fn its_futures_need_not_be_send() {
 #[tokio::test(start_paused = true)]
 async fn it_is_classified_and_timed_as_any_other() {
     let mut count = 0;
-    let op = async || {
+    let op = || {
         count += 1;
-        Err::<(), _>("no such thing")
+        std::future::ready(Err::<(), _>("no such thing"))
     };
     let result = every(1).call_mut_with(op, |_| Verdict::Permanent).await;
     assert_eq!(result, Err(Failure::Operation("no such thing")));
@@ -97,4 +97,30 @@ async fn an_outer_timeout_fires_on_time_over_a_closure_that_never_yields() {
         std::future::ready(Err::<(), _>(()))
     });
     assert!(tokio::time::timeout(ms(20), call).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_shape_is_send_inside_spawn_with_borrowed_captures() {
+    let task = tokio::spawn(async {
+        let url = String::from("http://quotes");
+        let fetch = || async {
+            tokio::task::yield_now().await;
+            Ok::<_, std::io::Error>(url.len())
+        };
+        let retry = every(1);
+        let hedge = async_retry::Hedge::after(ms(50));
+        let stack = (Timeout::from_millis(500), &retry, hedge.clone());
+        let mut sum = async_retry::Policy::call(&stack, &fetch).await.unwrap();
+        sum += (&fetch).retry(&retry).await.unwrap();
+        sum += retry.call_with_report(&fetch).await.0.unwrap();
+        sum += async_retry::Policy::call(&hedge, &fetch).await.unwrap();
+        let mut calls = 0;
+        let counted = retry.call_mut(|| {
+            calls += 1;
+            fetch()
+        });
+        sum += counted.await.unwrap();
+        sum
+    });
+    assert_eq!(task.await.unwrap(), 65);
 }
