@@ -172,3 +172,62 @@ async fn delays_grow_to_the_cap_and_jitter_never_exceeds_it() {
     // The mean of 98 delays at the cap is half of it.
     assert!((80..=240).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn delays_that_end_end_the_call_and_start_anew_for_the_next() {
+    let delays = [10, 20].map(Duration::from_millis);
+    let retry = Retry::new(Backoff::from_delays(delays)).unwrap().with_unlimited_attempts();
+    for _ in 0..2 {
+        let (operation, count) = flaky(9);
+        let started = Instant::now();
+        assert_eq!(retry.call(&operation).await, Err(Failure::Operation(3)));
+        assert_eq!((started.elapsed().as_millis(), count.load(Relaxed)), (30, 3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_of_delays_that_panics_panics_for_its_caller_and_holds_nothing() {
+    let budget = async_retry::Budget::in_flight(0.2, 1).unwrap();
+    let retry =
+        Retry::new(Backoff::from_fn(|_| panic!("no idea how long"))).unwrap().with_budget(budget.clone());
+    for _ in 0..2 {
+        let retry = retry.clone();
+        let task = tokio::spawn(async move { retry.call(async || Err::<(), _>(())).await });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(budget.available(), 1.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_in_all_is_a_limit_to_when_an_attempt_starts() {
+    for (limit, attempts_made) in [(99, 1), (100, 2), (350, 4)] {
+        let (operation, count) = flaky(99);
+        let retry = every(100).with_unlimited_attempts().with_max_elapsed(Duration::from_millis(limit));
+        assert!(retry.call(&operation).await.is_err());
+        assert_eq!(count.load(Relaxed), attempts_made, "{limit} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_seed_one_sequence_of_delays() {
+    let took = |seed| async move {
+        let retry = Retry::default().with_seed(seed).with_max_attempts(attempts(9));
+        let started = Instant::now();
+        assert!(retry.call(async || Err::<(), _>(())).await.is_err());
+        started.elapsed()
+    };
+    assert_eq!(took(7).await, took(7).await);
+    assert_ne!(took(7).await, took(8).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_has_its_time_out() {
+    let retry = every(100).with_attempt_timeout(Duration::from_millis(50));
+    let started = Instant::now();
+    let failure = retry.call(std::future::pending::<Result<(), ()>>).await.unwrap_err();
+    assert!(matches!(failure, Failure::TimedOut(_)));
+    assert_eq!(started.elapsed().as_millis(), 350);
+    // And what is ready at once has all the time it needs.
+    let retry = every(100).with_attempt_timeout(Duration::ZERO);
+    assert_eq!(retry.call(async || Ok::<_, ()>(7)).await, Ok(7));
+}

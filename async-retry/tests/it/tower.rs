@@ -147,3 +147,19 @@ async fn a_budget_is_given_back_wherever_it_is_dropped() {
     );
     drop_at_every_await(|| service.clone().oneshot(()), async |_| assert_eq!(budget.available(), 1.0)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
+    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(NonZeroU32::new(u32::MAX).unwrap());
+    let service = ServiceBuilder::new()
+        .layer(async_policy::TimeoutLayer::new(async_policy::Timeout::from_millis(20)))
+        .layer(RetryLayer::new(retry))
+        .service(service_fn(|()| {
+            // Each attempt takes virtual time without being pending.
+            let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            let _ = advance.as_mut().poll(&mut cx);
+            std::future::ready(Err::<(), Failure<()>>(Failure::Operation(())))
+        }));
+    assert!(matches!(service.oneshot(()).await, Err(Failure::TimedOut(_))));
+}
