@@ -233,7 +233,7 @@ fn main() {
         row(&mut table, name, threads)
             .ours("async-circuit", |n| on_threads(threads, n, keyed_calls))
             .peer("seatbelt", |n| {
-                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&by_key, i)))
+                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&by_key, i)));
             })
             .run();
     }
@@ -275,7 +275,7 @@ fn main() {
         row(&mut table, name, threads)
             .ours("async-circuit", |n| on_threads(threads, n, |n| service_calls(&keyed_service, n)))
             .peer("seatbelt", |n| {
-                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&by_key, i)))
+                on_threads(threads, n, |n| repeat(n, |i| layered::Service::execute(&by_key, i)));
             })
             .run();
     }
