@@ -39,6 +39,10 @@ pub trait Policy: Send + Sync {
 
     /// Runs `op` under this policy and lifts its error, whatever it is, into [`Failure`].
     ///
+    /// Once per stack: where the operation is itself a call through policies, its error already is a [`Failure`] (or another
+    /// [`PolicyError`]) and [`execute`](Self::execute) is the one to use. `call` would lift it a second time, and a refusal
+    /// from inside would look like the operation's own error.
+    ///
     /// # Errors
     ///
     /// [`Failure::Operation`] with the operation's own error, [`Failure::Rejected`] when a policy refused to start it,
