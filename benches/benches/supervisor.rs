@@ -332,7 +332,7 @@ run(N) ->
     {Start, _} = timer:tc(fun() -> [supervisor:start_child(S, []) || _ <- lists:seq(1, N)] end),
     {Stop, _} = timer:tc(fun() -> exit(S, shutdown), receive {'EXIT', S, _} -> ok end end),
     Counter = counters:new(1, []),
-    {ok, R} = supervisor:start_link(?MODULE, {fails, [{Counter, N + 100, self()}]}),
+    {ok, R} = supervisor:start_link(?MODULE, {fails, [{Counter, max(1, N div 100) + 100, self()}]}),
     {Restart, _} = timer:tc(fun() ->
         [supervisor:start_child(R, []) || _ <- lists:seq(1, 100)], receive done -> ok end end),
     io:format("~p ~p ~p~n", [Start, Stop, Restart]),
@@ -361,7 +361,8 @@ fn otp(n: usize, folder: &std::path::Path) -> Option<Phases> {
     let micros: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let [start, stop, restart] = micros[..] else { return None };
     let phase = |name, micros| (name, Duration::from_micros(micros));
-    Some(vec![phase("start", start), phase("stop", stop), phase("restart", restart)])
+    // It keeps a list of the restarts of the last second and walks it at each: so many at once would show only that.
+    Some(vec![phase("start", start), phase("stop", stop), phase("restart", restart * 100)])
 }
 
 static REPORT_MEMORY: AtomicBool = AtomicBool::new(false);

@@ -352,7 +352,13 @@ impl Core {
     /// The next instant at which [`tick`](Self::tick) has something to do.
     pub(crate) fn next_due(&mut self) -> Option<Instant> {
         let group = if self.current.is_none() { self.group.map(|group| group.due) } else { None };
-        [self.timers.next(&self.children), group, self.budget_ends].into_iter().flatten().min()
+        let timers = match self.phase {
+            Phase::Ended => None,
+            // The time-outs of all children die one by one: to clear them out one by one would cost more than the stop.
+            Phase::Down => self.timers.peek(),
+            Phase::Starting | Phase::Up => self.timers.next(&self.children),
+        };
+        [timers, group, self.budget_ends].into_iter().flatten().min()
     }
 
     /// Those that did not end even when aborted.

@@ -27,6 +27,11 @@ impl Timers {
         self.heap.push(Reverse((at, key, epoch)));
     }
 
+    /// As [`next`](Self::next), but it may be the instant of a dead one: it takes nothing out.
+    pub(crate) fn peek(&self) -> Option<Instant> {
+        self.heap.peek().map(|entry| entry.0.0)
+    }
+
     /// The next instant at which a child is due.
     pub(crate) fn next(&mut self, children: &Children) -> Option<Instant> {
         while let Some(entry) = self.heap.peek() {
