@@ -117,6 +117,8 @@ pub enum Reason {
     CircuitOpen,
     /// The circuit is half-open and all its probes are taken.
     ProbesTaken,
+    /// The circuit has recovered and lets only a share of the calls through for now.
+    RampingUp,
     /// The limit has no room now, and waiting was not asked for.
     LimitReached,
     /// The queue in front of the limit is full.
@@ -142,6 +144,7 @@ impl Reason {
         match self {
             Self::CircuitOpen
             | Self::ProbesTaken
+            | Self::RampingUp
             | Self::LimitReached
             | Self::QueueFull
             | Self::WaitTooLong
@@ -156,6 +159,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::CircuitOpen => "circuit open",
             Self::ProbesTaken => "half-open and all probes taken",
+            Self::RampingUp => "ramping up after a recovery",
             Self::LimitReached => "limit reached",
             Self::QueueFull => "queue full",
             Self::WaitTooLong => "wait longer than allowed",
