@@ -274,7 +274,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn figure(value: f64) -> String {
     match value {
-        v if v == 0.0 => "0".into(),
+        0.0 => "0".into(),
         v if v < 0.01 => format!("{v:.1e}"),
         v if v < 100.0 => format!("{v:.2}"),
         v => format!("{v:.0}"),
