@@ -236,11 +236,11 @@ fn main() {
             .fixed(tasks * 20)
             .ours("async-jsonfs", |n| block_on(grouped(&store, tasks, n)))
             .peer("atomic-write-file, own files", |n| {
-                block_on(own_files(dir.path(), tasks, n, with_atomic_write_file))
+                block_on(own_files(dir.path(), tasks, n, with_atomic_write_file));
             })
             .peer("tempfile, own files", |n| block_on(own_files(dir.path(), tasks, n, with_tempfile)))
             .peer("atomic-write-file, one by one", |n| {
-                block_on(one_by_one(dir.path(), tasks, n, with_atomic_write_file))
+                block_on(one_by_one(dir.path(), tasks, n, with_atomic_write_file));
             })
             .run();
     }
