@@ -143,7 +143,11 @@ where
                         return Poll::Ready(R::finish(None, result));
                     }
                     match resume(retry, attempts, this.began.as_ref(), this.past, result) {
-                        ControlFlow::Break(output) => return Poll::Ready(output),
+                        ControlFlow::Break(output) => {
+                            // Over, however long the future is kept.
+                            *this.began = None;
+                            return Poll::Ready(output);
+                        }
                         // The failed attempt is dropped here: what it held is free before the next one asks for it.
                         ControlFlow::Continue(pause) => this.state.set(State::after(pause)),
                     }
@@ -152,7 +156,10 @@ where
                     let attempt = match ready!(this.attempts.poll_start(cx)) {
                         Ok(attempt) => attempt,
                         Err(error) => {
-                            let past = this.past.take().map(|past| past.record);
+                            *this.began = None;
+                            let past = this.past.take();
+                            retry.not_ready(past.as_ref().map_or(0, |past| past.progress.attempts));
+                            let past = past.map(|past| past.record);
                             return Poll::Ready(R::finish(past, Err(error)));
                         }
                     };
@@ -167,7 +174,11 @@ where
                         None => Err(A::Error::from_timed_out(retry.timed_out())),
                     };
                     match resume(retry, this.attempts, this.began.as_ref(), this.past, result) {
-                        ControlFlow::Break(output) => return Poll::Ready(output),
+                        ControlFlow::Break(output) => {
+                            // Over, however long the future is kept.
+                            *this.began = None;
+                            return Poll::Ready(output);
+                        }
                         ControlFlow::Continue(pause) => this.state.set(State::after(pause)),
                     }
                 }

@@ -2,10 +2,11 @@ use std::future::{Future, poll_fn};
 use std::num::NonZeroU32;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_policy::{ConfigError, Deadline, Name, Operation, Outcome, Policy, PolicyError, Verdict};
+use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, Sleep};
 
 use crate::event::Watch;
@@ -220,6 +221,8 @@ where
                 && self.start(after)
             {
                 timer.set(None);
+                // Attempts that fail at once must not keep an outer time-out from firing.
+                ready!(poll_proceed(cx)).made_progress();
                 continue;
             }
             if first.is_none() && self.extra.is_empty() {
@@ -247,6 +250,7 @@ where
             if !self.start(After::Failed) {
                 return Poll::Pending;
             }
+            ready!(poll_proceed(cx)).made_progress();
         }
     }
 

@@ -1,8 +1,9 @@
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use async_policy::{Failure, Lift, Operation, Outcome, Policy, PolicyError, Verdict};
+use async_policy::{Deadline, Failure, Lift, Operation, Outcome, Policy, PolicyError, Verdict};
 use tokio::task::coop::consume_budget;
 
 use crate::call::{Attempts, Call, Resumed, Timed};
@@ -84,7 +85,9 @@ impl Retry {
     {
         match op.outcome(&result) {
             Outcome::Answered(Verdict::Success) => Quick::End(result),
-            Outcome::Answered(Verdict::Transient) if self.limits.is_at_once(*attempts) => {
+            Outcome::Answered(Verdict::Transient)
+                if self.limits.is_at_once(*attempts) && Deadline::fits(Duration::ZERO) =>
+            {
                 *attempts += 1;
                 *kept = Some(result);
                 Quick::Again

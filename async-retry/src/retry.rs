@@ -124,7 +124,8 @@ impl Retry {
         self.limit(|limits| limits.max_attempts = None)
     }
 
-    /// No attempt is started later than this after the first; a delay that would lead there is not slept. An attempt in
+    /// No attempt is started later than this after the first; a delay that would lead there is not slept. After 100 attempts no
+    /// delay is shorter than a millisecond. An attempt in
     /// flight is not cut off: that is what a [`Timeout`](async_policy::Timeout) round the retry does.
     #[must_use]
     pub fn with_max_elapsed(self, limit: Duration) -> Self {
@@ -192,6 +193,15 @@ impl Retry {
         match self.extras.as_ref().and_then(|extras| extras.watch.name.as_ref()) {
             Some(name) => timed_out.with_name(name.clone()),
             None => timed_out,
+        }
+    }
+
+    /// The service of the next attempt is gone.
+    #[cold]
+    pub(crate) fn not_ready(&self, attempts: u32) {
+        let extras = self.extras.as_deref();
+        if let Some(watch) = extras.map_or(Watch::NOBODY, |extras| Some(&extras.watch)) {
+            watch.emit(Event::GaveUp { attempts, reason: StopReason::NotReady });
         }
     }
 

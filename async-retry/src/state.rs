@@ -13,6 +13,9 @@ use crate::{After, Budget, BudgetToken};
 /// The shortest delay where the attempts are not limited.
 pub(crate) const MIN_UNLIMITED_DELAY: Duration = Duration::from_millis(1);
 
+/// After this many attempts of a call that is limited in time, no delay is shorter either.
+const MANY: u32 = 100;
+
 /// One in this many attempts without a delay gives the runtime a chance to take the task's turn away.
 pub(crate) const YIELD_EVERY: u32 = 16;
 
@@ -97,6 +100,8 @@ pub enum StopReason {
     Backoff,
     /// The request cannot be repeated.
     NotRepeatable,
+    /// The service failed to become ready for the next attempt.
+    NotReady,
     /// The backend asked for less, and a hedge does not wait.
     Throttled,
 }
@@ -115,6 +120,7 @@ impl StopReason {
             Self::Refused => "refused",
             Self::Backoff => "backoff",
             Self::NotRepeatable => "not_repeatable",
+            Self::NotReady => "not_ready",
             Self::Throttled => "throttled",
         }
     }
@@ -218,7 +224,9 @@ impl Limits {
         after: Option<After>,
         world: &impl World,
     ) -> Next {
-        let delay = if self.max_attempts.is_none() { delay.max(MIN_UNLIMITED_DELAY) } else { delay };
+        // So that nothing spins, not even under a clock that stands still.
+        let floor = self.max_attempts.is_none() || more.max_elapsed.is_some() && progress.attempts > MANY;
+        let delay = if floor { delay.max(MIN_UNLIMITED_DELAY) } else { delay };
         if let Some(limit) = more.max_elapsed {
             // What was slept counts even where the clock stands still.
             let elapsed = world.elapsed().max(progress.slept);
@@ -226,7 +234,8 @@ impl Limits {
                 return Next::Stop(StopReason::Elapsed);
             }
         }
-        if !delay.is_zero() && !world.fits(delay) {
+        // Also without a delay: a deadline that has passed ends it. (Where there is none, no clock is read.)
+        if !world.fits(delay) {
             return Next::Stop(StopReason::Deadline);
         }
         if let (Some(budget), Some(after)) = (&more.budget, after) {

@@ -202,3 +202,16 @@ async fn dropped_at_every_await_permits_and_tokens_come_back() {
         assert!(points >= 3, "{points}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_outer_timeout_fires_over_attempts_that_fail_at_once() {
+    let hedge = Hedge::after(ms(50)).with_max_extra(attempts(u32::MAX));
+    let op = || {
+        let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(100)));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let _ = advance.as_mut().poll(&mut cx);
+        std::future::ready(Err::<(), _>(()))
+    };
+    let failure = (Timeout::from_millis(20), hedge).call(op).await.unwrap_err();
+    assert!(matches!(failure, Failure::TimedOut(_)));
+}

@@ -120,18 +120,15 @@ async fn a_refusal_is_waited_for_if_it_says_how_long_and_an_earlier_answer_stand
 #[tokio::test(start_paused = true)]
 async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
     let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(attempts(u32::MAX));
-    let stack = (Timeout::from_millis(20), retry);
+    // One that sets no deadline the retry could ask.
     // Each attempt takes virtual time without being pending.
-    let failure = stack
-        .call(|| {
-            let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
-            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-            let _ = advance.as_mut().poll(&mut cx);
-            std::future::ready(Err::<(), _>(()))
-        })
-        .await
-        .unwrap_err();
-    assert!(matches!(failure, Failure::TimedOut(_)), "{failure:?}");
+    let call = retry.call(|| {
+        let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let _ = advance.as_mut().poll(&mut cx);
+        std::future::ready(Err::<(), _>(()))
+    });
+    assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
 }
 
 #[test]
@@ -230,4 +227,29 @@ async fn each_attempt_has_its_time_out() {
     // And what is ready at once has all the time it needs.
     let retry = every(100).with_attempt_timeout(Duration::ZERO);
     assert_eq!(retry.call(async || Ok::<_, ()>(7)).await, Ok(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_has_passed_ends_a_retry_without_delay() {
+    let count = AtomicU32::new(0);
+    let op = async || {
+        count.fetch_add(1, Relaxed);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        Err::<(), _>(())
+    };
+    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(attempts(500));
+    let deadline = async_policy::Deadline::after(Duration::from_millis(25)).unwrap();
+    assert!(deadline.scope(retry.call(op)).await.is_err());
+    assert_eq!(count.load(Relaxed), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_in_all_ends_it_under_a_clock_that_stands_still() {
+    let retry = Retry::new(Backoff::none())
+        .unwrap()
+        .with_max_attempts(attempts(u32::MAX))
+        .with_max_elapsed(Duration::from_millis(50));
+    let (operation, count) = flaky(u32::MAX - 1);
+    assert!(retry.call(&operation).await.is_err());
+    assert!(count.load(Relaxed) <= 152, "{count:?}");
 }

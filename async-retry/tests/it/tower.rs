@@ -151,15 +151,24 @@ async fn a_budget_is_given_back_wherever_it_is_dropped() {
 #[tokio::test(start_paused = true)]
 async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
     let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(NonZeroU32::new(u32::MAX).unwrap());
-    let service = ServiceBuilder::new()
-        .layer(async_policy::TimeoutLayer::new(async_policy::Timeout::from_millis(20)))
-        .layer(RetryLayer::new(retry))
-        .service(service_fn(|()| {
-            // Each attempt takes virtual time without being pending.
-            let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
-            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-            let _ = advance.as_mut().poll(&mut cx);
-            std::future::ready(Err::<(), Failure<()>>(Failure::Operation(())))
-        }));
-    assert!(matches!(service.oneshot(()).await, Err(Failure::TimedOut(_))));
+    let service = ServiceBuilder::new().layer(RetryLayer::new(retry)).service(service_fn(|()| {
+        // Each attempt takes virtual time without being pending.
+        let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let _ = advance.as_mut().poll(&mut cx);
+        std::future::ready(Err::<(), Failure<()>>(Failure::Operation(())))
+    }));
+    // One that sets no deadline the retry could ask.
+    assert!(tokio::time::timeout(Duration::from_millis(20), service.oneshot(())).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_call_is_no_longer_in_flight() {
+    let budget = async_retry::Budget::in_flight(1.0, 0).unwrap();
+    let mut service = ServiceBuilder::new()
+        .layer(RetryLayer::new(retry().with_budget(budget.clone())))
+        .service(service_fn(async |()| Ok::<_, Failure<()>>(())));
+    let mut call = Box::pin(service.ready().await.unwrap().call(()));
+    call.as_mut().await.unwrap();
+    assert_eq!(budget.available(), 0.0);
 }
