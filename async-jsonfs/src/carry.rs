@@ -14,27 +14,41 @@ pub(crate) fn carry_over<T: DeserializeOwned>(
     after: Vec<u8>,
     options: &Options,
 ) -> Result<Vec<u8>, Fault> {
-    // The file is `T` and nothing else, laid out as we do: the common case.
-    if options.rewrite || raw == before {
-        return Ok(after);
+    if before == after {
+        return Ok(raw.to_vec());
     }
-    match three_way(without_bom(raw), before, &after) {
-        None => Ok(raw.to_vec()),
-        Some(text) => {
-            let bytes = with_bom_of(raw, text);
-            // A key under an alias, an unknown key that makes another variant match: better said than written.
-            match parse::<T>(&bytes, options) {
-                Ok(_) => Ok(bytes),
-                Err(fault) => Err(ErrorKind::Unmergeable(match fault.kind {
-                    ErrorKind::Syntax(location) | ErrorKind::Mismatch(location) => {
-                        format!("{}: {}", location.pointer, location.message)
-                    }
-                    kind => format!("{kind:?}"),
-                })
-                .into()),
+    // The file is `T` and nothing else, laid out as we do: the common case.
+    let bytes = if options.rewrite || raw == before {
+        after
+    } else {
+        match three_way(without_bom(raw), before, &after) {
+            Some(text) => with_bom_of(raw, text),
+            // A map that prints in another order has not changed.
+            None if sorted(before) == sorted(&after) => return Ok(raw.to_vec()),
+            None => {
+                let why = "it is about a key that the file spells otherwise or does not have".to_owned();
+                return Err(ErrorKind::Unmergeable(why).into());
             }
         }
+    };
+    // A number that is none (NaN prints as null), a key under an alias, an unknown key that no variant takes: better said than
+    // written.
+    match parse::<T>(&bytes, options) {
+        Ok(_) => Ok(bytes),
+        Err(fault) => Err(ErrorKind::Unmergeable(match fault.kind {
+            ErrorKind::Syntax(location) | ErrorKind::Mismatch(location) => {
+                format!("{}: {}", location.pointer, location.message)
+            }
+            kind => return Err(kind.into()),
+        })
+        .into()),
     }
+}
+
+fn sorted(text: &[u8]) -> Vec<u8> {
+    let mut bytes = text.to_vec();
+    bytes.sort_unstable();
+    bytes
 }
 
 /// The file's content with a patch of RFC 7396 merged in.

@@ -58,7 +58,16 @@ pub(crate) async fn run<R: Send + 'static>(
     loop {
         let ops = Arc::clone(&ops);
         let spelled = keep.take();
-        let step = move |cancelled: &AtomicBool| (advance(&*ops, stage, &options, cancelled, work), spelled);
+        let step = move |cancelled: &AtomicBool| {
+            let progress = advance(&*ops, stage, &options, cancelled, work);
+            // What is done ends its turn here, whether or not its caller is ever polled again.
+            let keep = if matches!(progress, Ok(Progress::Queue { .. } | Progress::Wait { .. })) {
+                spelled
+            } else {
+                None
+            };
+            (progress, keep)
+        };
         let (progress, spelled) = job::run(step).await?;
         keep = spelled;
         match progress? {

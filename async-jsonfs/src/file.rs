@@ -414,7 +414,10 @@ impl JsonFile {
         let Self { path, options, ops } = self.clone();
         let read = move |_: &_| {
             let file = match ops.open(&path, options.symlinks != Symlinks::Refuse) {
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                Err(error)
+                    if options.symlinks == Symlinks::Refuse
+                        && error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) =>
+                {
                     target::refuse_symlink(&*ops, &path)?;
                     Err(error)
                 }

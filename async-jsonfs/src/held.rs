@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::atomic::AtomicBool;
 
-use crate::error::{ErrorKind, Fault, Step};
+use crate::error::{Fault, Step};
 use crate::file::Saved;
 use crate::ops::{Meta, Ops};
 use crate::options::{Durability, Options, Symlinks};
@@ -41,10 +41,7 @@ impl Held<'_> {
         raw: Option<&[u8]>,
     ) -> Result<(Saved, File), Fault> {
         let Self { ops, target, options, .. } = *self;
-        let (limit, found) = (options.max_bytes, bytes.len() as u64);
-        if found > limit {
-            return Err(ErrorKind::TooLarge { limit, found }.into());
-        }
+        let found = bytes.len() as u64;
         if old.is_some_and(|old| old.len == found) && raw.is_none_or(|raw| raw == bytes) {
             let file = self.open()?;
             let same = raw.is_some() || target::read(ops, &file, options)?.0 == bytes;

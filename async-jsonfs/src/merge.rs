@@ -73,6 +73,10 @@ impl<'a> Edits<'a> {
         };
         let mut changes = Changes::default();
         for (index, member) in now.members.iter().enumerate() {
+            if now.get(&member.key).is_some_and(|last| last.start != member.start) {
+                // Printed twice (a flattened map can do that): the last counts.
+                continue;
+            }
             let value = &after.0[member.value.clone()];
             let was = at_or_by_key(&then, index, &member.key);
             if was.is_some_and(|was| &before.0[was.value.clone()] == value) {
@@ -108,6 +112,9 @@ impl<'a> Edits<'a> {
         };
         let mut changes = Changes::default();
         for member in &changed.members {
+            if changed.get(&member.key).is_some_and(|last| last.start != member.start) {
+                continue;
+            }
             let value = &patch[member.value.clone()];
             if value == b"null" {
                 changes.remove(&here, &member.key);

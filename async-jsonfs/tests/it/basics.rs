@@ -201,3 +201,14 @@ async fn names_of_255_bytes_work_and_longer_ones_are_refused() {
     assert!(error.io_error().is_some(), "{error}");
     assert_eq!(names(&dir).len(), 4);
 }
+
+#[tokio::test]
+async fn a_call_that_is_not_polled_again_holds_nobody_up() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let mut left = Box::pin(save(&path, 1));
+    let waker = std::task::Waker::noop();
+    let _ = left.as_mut().poll(&mut std::task::Context::from_waker(waker));
+    save(&path, 2).await.unwrap();
+    assert_eq!(load::<u8>(&path).await.unwrap(), 2);
+}

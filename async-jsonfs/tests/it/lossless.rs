@@ -243,3 +243,43 @@ async fn rfc_6902_appendix_a() {
         "{\"n\": 1.0e0, \"m\": 12345678901234567890123, \"a\": 2}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_read_back_is_not_written() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    async_jsonfs::save(&path, [1.5]).await.unwrap();
+    let error = update(&path, |ratios: &mut [f64; 1]| ratios[0] = f64::NAN).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unmergeable(_)), "{error}");
+    assert_eq!(async_jsonfs::load::<[f64; 1]>(&path).await.unwrap(), [1.5]);
+    let two = std::num::NonZeroUsize::new(2).unwrap();
+    let file = JsonFile::new(&path).with_max_entries(two);
+    assert!(matches!(file.save([1, 2, 3]).await.unwrap_err().kind(), ErrorKind::TooManyEntries(_)));
+    file.save([1, 2]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_under_an_alias_is_refused_and_not_forgotten() {
+    let aliased = CONFIG.replace("\"unknown\"", "\"colour\": \"red\", \"unknown\"");
+    let error = updated(&aliased, |config| config.color = None).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unmergeable(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_prints_twice_counts_once() {
+    #[derive(Serialize, Deserialize)]
+    struct Flat {
+        a: u8,
+        #[serde(flatten)]
+        rest: std::collections::BTreeMap<String, Value>,
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, "{\"a\": 1}").unwrap();
+    let twice = Flat { a: 2, rest: [("a".to_owned(), json!(3))].into() };
+    merge(&path, twice).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\": 3}");
+    let change = |flat: &mut Flat| drop(flat.rest.insert("a".to_owned(), json!(4)));
+    update(&path, change).await.unwrap();
+    async_jsonfs::load::<Flat>(&path).await.unwrap();
+}
