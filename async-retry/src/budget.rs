@@ -135,10 +135,11 @@ impl Shared {
 /// | | an extra attempt needs | it fails | the call succeeds | dropped (aborted) |
 /// |---|---|---|---|---|
 /// | [`aws_standard`](Self::aws_standard), [`token_bucket`](Self::token_bucket) | its cost in tokens | spent | its cost back, or 1 token if there was no extra attempt | its cost back |
-/// | [`grpc_throttle`](Self::grpc_throttle) | more than half of the tokens | 1 token less, first attempts too | `ratio` tokens more | – |
+/// | [`grpc_throttle`](Self::grpc_throttle) | more than half of the tokens | 1 token less, first attempts too, where another try may help | `ratio` tokens more | – |
 /// | [`in_flight`](Self::in_flight) | a free place among those in flight | place free | place free | place free |
 ///
-/// An attempt that an inner policy refused was not made: it keeps its token for the next one.
+/// An attempt that an inner policy refused was not made: it keeps its token for the next one. One that panics gives its token back. A
+/// bucket smaller than the cost of a retry allows none.
 ///
 /// ```
 /// use async_retry::{After, Budget};
@@ -250,6 +251,11 @@ impl Budget {
     /// An attempt failed in a way that another try may help.
     pub fn record_failure(&self) {
         self.shared.update(|state| Some(self.shared.kind.fail(state)));
+    }
+
+    /// Whether every success counts, not only those without an extra attempt.
+    pub(crate) fn earns_always(&self) -> bool {
+        matches!(self.shared.kind, Kind::Throttle { .. })
     }
 
     #[cfg(feature = "serde")]

@@ -27,6 +27,11 @@ pub const DEFAULT_MAX_EXTRA: NonZeroU32 = NonZeroU32::MIN;
 ///
 /// The operation runs more than once at the same time: it must be safe to repeat.
 ///
+/// # Panics
+///
+/// A panic of any attempt, the classifier or the listener passes on to the caller; the other attempts are dropped, and their tokens
+/// come back.
+///
 /// Until the delay has passed it allocates nothing. What the attempts may add to the load is bounded by the
 /// [budget](Self::with_budget): an extra attempt that fails or loses is spent, one that wins gives its token back.
 ///
@@ -292,8 +297,10 @@ where
             Outcome::Answered(Verdict::Success) => {
                 match (token, budget) {
                     (Some(token), _) => token.succeed(),
-                    (None, Some(budget)) => budget.record_success(),
-                    (None, None) => {}
+                    (None, Some(budget)) if self.started == 1 || budget.earns_always() => {
+                        budget.record_success();
+                    }
+                    (None, _) => {}
                 }
                 return Ended::Won(result);
             }

@@ -30,6 +30,13 @@ pub const DEFAULT_MAX_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
 ///
 /// Cheap to clone. Nothing is shared between calls but the budget.
 ///
+/// Compose with other policies as a tuple, `(retry, breaker).call(op)`. In `retry.call(|| breaker.call(op))` the breaker's refusal is
+/// wrapped as the operation's own error: it would be retried as a failure, and its `retry_after` not be seen.
+///
+/// # Panics
+///
+/// A panic of the operation, the classifier, the listener or a closure of delays passes on to the caller; the budget's token comes back.
+///
 /// # Default
 ///
 /// | | |
