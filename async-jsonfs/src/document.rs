@@ -111,10 +111,12 @@ pub(crate) fn object<'a>(text: &'a [u8], range: &Range<usize>) -> Option<Object<
 /// The key that a quoted string stands for.
 pub(crate) fn key(quoted: &[u8]) -> Cow<'_, str> {
     let plain = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
-    if plain.contains(&b'\\')
-        && let Ok(key) = serde_json::from_slice::<String>(quoted)
-    {
-        return Cow::Owned(key);
+    if plain.contains(&b'\\') {
+        // Half of a surrogate pair is no text: such a key must equal no other.
+        return Cow::Owned(
+            serde_json::from_slice(quoted)
+                .unwrap_or_else(|_| format!("\0{}", String::from_utf8_lossy(plain))),
+        );
     }
     String::from_utf8_lossy(plain)
 }

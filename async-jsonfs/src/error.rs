@@ -120,7 +120,7 @@ impl Error {
     }
 
     /// How far the change got: [`Outcome::NotWritten`], or [`Outcome::Visible`] where the new content is in place and
-    /// making it durable failed.
+    /// making it durable failed. [`Outcome::Unknown`] where a time-out, or the end of a runtime, came in between.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         self.0.outcome

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,24 @@ pub enum UpdateError<E> {
     Closure(E),
     /// Reading or writing failed.
     File(Error),
+}
+
+impl<E: fmt::Display> fmt::Display for UpdateError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closure(error) => error.fmt(f),
+            Self::File(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: std::error::Error> std::error::Error for UpdateError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Closure(error) => error.source(),
+            Self::File(error) => error.source(),
+        }
+    }
 }
 
 /// A JSON file and how to treat it.

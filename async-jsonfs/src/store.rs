@@ -330,15 +330,13 @@ impl<T: Clone + Serialize + DeserializeOwned> Inner<T> {
         let state = Arc::clone(&lock(&self.committed));
         let Committed { state: now, failed } = disk.commit(held, &state, &mut batch);
         *lock(&self.disk) = disk;
-        if let Some(now) = now {
-            let old = std::mem::replace(&mut *lock(&self.committed), now);
-            // Here, where it holds nobody up, and not under the lock.
-            drop((old, state));
-        }
+        let old = now.map(|now| std::mem::replace(&mut *lock(&self.committed), now));
         match failed {
             None => finish(batch, Ok(())),
             Some(fault) => finish(batch, Err(&self.file.error(fault))),
         }
+        // Here, where it holds nobody up, not under the lock, and after all have been told: it may panic.
+        drop((old, state));
     }
 }
 
