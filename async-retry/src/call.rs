@@ -145,7 +145,7 @@ where
                     match resume(retry, attempts, this.began.as_ref(), this.past, result) {
                         ControlFlow::Break(output) => {
                             // Over, however long the future is kept.
-                            *this.began = None;
+                            end(this.began);
                             return Poll::Ready(output);
                         }
                         // The failed attempt is dropped here: what it held is free before the next one asks for it.
@@ -156,7 +156,7 @@ where
                     let attempt = match ready!(this.attempts.poll_start(cx)) {
                         Ok(attempt) => attempt,
                         Err(error) => {
-                            *this.began = None;
+                            end(this.began);
                             let past = this.past.take();
                             retry.not_ready(past.as_ref().map_or(0, |past| past.progress.attempts));
                             let past = past.map(|past| past.record);
@@ -176,7 +176,7 @@ where
                     match resume(retry, this.attempts, this.began.as_ref(), this.past, result) {
                         ControlFlow::Break(output) => {
                             // Over, however long the future is kept.
-                            *this.began = None;
+                            end(this.began);
                             return Poll::Ready(output);
                         }
                         ControlFlow::Continue(pause) => this.state.set(State::after(pause)),
@@ -193,6 +193,12 @@ where
             }
         }
     }
+}
+
+/// The call is over, however long its future is kept. Out of line, as all that a plain success does not need.
+#[inline(never)]
+fn end(began: &mut Option<Began>) {
+    *began = None;
 }
 
 /// An attempt ended, and it is not a success that nobody watches.

@@ -85,15 +85,19 @@ impl Retry {
     {
         match op.outcome(&result) {
             Outcome::Answered(Verdict::Success) => Quick::End(result),
-            Outcome::Answered(Verdict::Transient)
-                if self.limits.is_at_once(*attempts) && Deadline::fits(Duration::ZERO) =>
-            {
+            Outcome::Answered(Verdict::Transient) if self.goes_on_at_once(*attempts) => {
                 *attempts += 1;
                 *kept = Some(result);
                 Quick::Again
             }
             _ => self.settle_slow(op, *attempts, kept.take(), result),
         }
+    }
+
+    /// Out of line: what a success does not need must not make its code larger.
+    #[inline(never)]
+    fn goes_on_at_once(&self, attempts: u32) -> bool {
+        self.limits.is_at_once(attempts) && Deadline::fits(Duration::ZERO)
     }
 
     #[inline(never)]
