@@ -13,7 +13,7 @@ use crate::change::Change;
 use crate::error::{ErrorKind, Fault, Outcome, Step};
 use crate::held::Held;
 use crate::ops::Meta;
-use crate::options::Durability;
+use crate::options::{Durability, Options};
 use crate::parse::{parse, print};
 use crate::replace::current;
 use crate::target;
@@ -136,7 +136,10 @@ impl Disk {
         let printed = caught(|| print(state, options.format))?;
         let raw = self.raw.as_deref().unwrap_or(&self.printed);
         let bytes = match &self.seen {
-            None => printed.clone(),
+            None => {
+                let whole = Options { rewrite: true, ..options };
+                caught(|| carry::carry_over::<T>(b"", b"", printed.clone(), &whole))?
+            }
             Some(_) => caught(|| carry::carry_over::<T>(raw, &self.printed, printed.clone(), &options))?,
         };
         let unchanged = self.seen.is_some() && !self.suspect && bytes == raw;

@@ -252,6 +252,9 @@ async fn what_could_not_be_read_back_is_not_written() {
     let error = update(&path, |ratios: &mut [f64; 1]| ratios[0] = f64::NAN).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unmergeable(_)), "{error}");
     assert_eq!(async_jsonfs::load::<[f64; 1]>(&path).await.unwrap(), [1.5]);
+    let store = async_jsonfs::Store::<f64>::open_or_default(dir.path().join("new.json")).await.unwrap();
+    assert!(store.update(|ratio| *ratio = f64::NAN).await.is_err());
+    store.update(|ratio| *ratio = 2.5).await.unwrap();
     let two = std::num::NonZeroUsize::new(2).unwrap();
     let file = JsonFile::new(&path).with_max_entries(two);
     assert!(matches!(file.save([1, 2, 3]).await.unwrap_err().kind(), ErrorKind::TooManyEntries(_)));
