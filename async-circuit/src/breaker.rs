@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::CircuitBreakerBuilder;
 use crate::config::Config;
 use crate::event::{Ending, Event};
-use crate::permit::{Permit, Ticket};
+use crate::permit::{OwnedPermit, Permit, Ticket};
 use crate::snapshot::{Mode, Saved, Snapshot, State};
 use crate::state::{Admission, Circuit, Refusal, Stamp};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -75,7 +75,9 @@ struct Hot {
 const DOOR: u64 = 1;
 /// A good call changes nothing but tallies.
 const SPOTLESS: u64 = 2;
-const FLAG_BITS: u32 = 2;
+/// Nothing is counted.
+const UNCOUNTED: u64 = 4;
+const FLAG_BITS: u32 = 3;
 
 /// In `until`: for ever.
 const FOREVER: u64 = u64::MAX;
@@ -84,6 +86,7 @@ fn word(circuit: &Circuit) -> u64 {
     circuit.epoch() << FLAG_BITS
         | if circuit.lets_all_in() { DOOR } else { 0 }
         | if circuit.is_spotless() { SPOTLESS } else { 0 }
+        | if circuit.counts() { 0 } else { UNCOUNTED }
 }
 
 fn until(circuit: &Circuit) -> u64 {
@@ -181,8 +184,8 @@ impl CircuitBreaker {
         self.shared.subscribers.subscribe()
     }
 
-    /// Whether forgetting it forgets nothing that matters now: nobody else holds it, it refuses no call, and nobody changed its
-    /// mode.
+    /// Whether forgetting it forgets nothing that matters now: nobody else holds it, its circuit is closed or long given up, and
+    /// nobody changed its mode.
     pub(crate) fn is_evictable(&self) -> bool {
         Arc::strong_count(&self.shared) == 1 && self.lock().is_evictable(self.now())
     }
@@ -195,6 +198,16 @@ impl CircuitBreaker {
     /// and all probes are taken; or on the ramp after a recovery, if this call is not among those let through.
     pub fn try_acquire(&self) -> Result<Permit<'_>, Rejection> {
         self.admit().map(|(stamp, started)| Permit::new(Ticket::new(self, stamp, started)))
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), with a permit that can go to another task: it holds a clone of the breaker.
+    ///
+    /// # Errors
+    ///
+    /// As `try_acquire`.
+    pub fn try_acquire_owned(&self) -> Result<OwnedPermit, Rejection> {
+        let (stamp, started) = self.admit()?;
+        Ok(OwnedPermit::new(Ticket::new(self.clone(), stamp, started)))
     }
 
     /// Runs `op`, or yields `value` if this breaker refuses it.
@@ -252,7 +265,17 @@ impl CircuitBreaker {
         if let Some(refusal) = self.shut(now) {
             return Err(self.reject(refusal));
         }
-        match self.change_at(now, Circuit::admit) {
+        let (admission, tell) = self.change_untold(now, Circuit::admit);
+        if tell {
+            // Should a listener panic, the place just taken is given back.
+            let place = match admission {
+                Admission::Admitted(stamp) => Some(Ticket::new(self, stamp, now)),
+                _ => None,
+            };
+            self.tell_turns();
+            std::mem::forget(place);
+        }
+        match admission {
             Admission::Admitted(stamp) => Ok((stamp, now)),
             Admission::Refused(refusal) => Err(self.reject(refusal)),
             Admission::Observed(stamp, refusal) => {
@@ -323,6 +346,9 @@ impl CircuitBreaker {
                 }
                 let read = self.now();
                 if hot.slower_than.is_none_or(|time| read.saturating_sub(started) <= time) {
+                    if word & UNCOUNTED != 0 {
+                        return;
+                    }
                     for (buckets, tally) in hot.tally.iter().chain(&hot.more_tallies) {
                         tally.add(buckets.number(read, stamp.epoch));
                     }
@@ -357,16 +383,21 @@ impl CircuitBreaker {
     }
 
     fn change_at<T>(&self, now: Duration, change: impl FnOnce(&mut Circuit, Duration) -> T) -> T {
+        let (result, tell) = self.change_untold(now, change);
+        if tell {
+            self.tell_turns();
+        }
+        result
+    }
+
+    /// Changes the circuit and says whether the caller now has to tell its turns.
+    fn change_untold<T>(&self, now: Duration, change: impl FnOnce(&mut Circuit, Duration) -> T) -> (T, bool) {
         let mut circuit = self.lock();
         let result = change(&mut circuit, now);
         self.publish(&circuit);
         let tell = circuit.has_turns() && !circuit.telling;
         circuit.telling |= tell;
-        drop(circuit);
-        if tell {
-            self.tell_turns();
-        }
-        result
+        (result, tell)
     }
 
     fn publish(&self, circuit: &Circuit) {

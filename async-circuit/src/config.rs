@@ -144,7 +144,7 @@ impl CircuitBreakerBuilder {
 
     /// What to tell of each [`Event`]. It runs outside every lock, in the call that caused the event (a transition may be told by
     /// another call that is just telling one), so it should be quick, and it should not panic: the panic would
-    /// come out of that call.
+    /// come out of that call, which counts as aborted if it was just let in; and it is dropped if that thread is unwinding already.
     pub fn with_listener(
         mut self,
         listener: impl Fn(&CircuitBreaker, &Event) + Send + Sync + 'static,

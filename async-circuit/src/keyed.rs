@@ -2,7 +2,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_policy::Name;
@@ -15,19 +15,20 @@ use crate::config::Config;
 const MOST_SHARDS: usize = 64;
 /// A shard for fewer keys than this is not worth its lock.
 const KEYS_IN_A_SHARD: usize = 32;
-/// How many held breakers are looked at to find one to evict.
+/// How many held breakers are looked at to find one to evict, in the new key's shard and in all others together.
 const LOOKS: usize = 64;
 
 /// Circuit breakers by key (host, tenant, …), made on demand, all alike:
 /// [`build_keyed`](crate::CircuitBreakerBuilder::build_keyed).
 ///
 /// At most a set number is held. When a new key comes and there is no room, one that was not used for the longest time, or
-/// nearly so, is evicted: never one whose circuit refuses calls, that is in use (someone holds a clone of it), or whose mode was
-/// changed by hand. If none can be, the new key gets a breaker that is not held: it lets the call through and is
-/// forgotten after it.
+/// nearly so, is evicted: never one that is in use (someone holds a clone of it), whose mode was changed by hand, or
+/// whose circuit is not closed. (A circuit that nobody calls stays open: it can be evicted once its open time has been over for
+/// four times as long as it was.) If none of those looked at can be, the new key gets a breaker that is not held: it lets
+/// the call through and is forgotten after it.
 ///
-/// Reading takes the read lock of one of several shards, which those who read do not wait for. Each shard has its part of
-/// the room, and some fill up before others: allow for a fifth more than the keys you expect.
+/// Reading takes the read lock of one of several shards, which those who read do not wait for. The room is that of all
+/// shards together.
 ///
 /// ```
 /// use async_circuit::{CircuitBreaker, Policy};
@@ -43,6 +44,8 @@ const LOOKS: usize = 64;
 /// ```
 pub struct CircuitBreakers<K, S = RandomState> {
     shards: Box<[Padded<RwLock<Shard<K>>>]>,
+    /// How many are held or about to be: at most `max`.
+    held: AtomicUsize,
     hasher: S,
     name: Option<Name>,
     name_of: Option<Box<NameOf<K>>>,
@@ -61,7 +64,15 @@ struct Shard<K> {
     index: HashTable<usize>,
     slots: Vec<Slot<K>>,
     hand: usize,
-    max: usize,
+}
+
+/// Room for one breaker, given back unless it is used.
+struct Room<'h>(&'h AtomicUsize);
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 struct Slot<K> {
@@ -81,12 +92,10 @@ const USED: u8 = 2;
 impl<K: Hash + Eq> CircuitBreakers<K> {
     pub(crate) fn from_parts(name: Option<Name>, config: Arc<Config>, max: NonZeroUsize) -> Self {
         let count = (max.get() / KEYS_IN_A_SHARD).clamp(1, MOST_SHARDS).next_power_of_two();
-        let shard = |i: usize| {
-            let max = max.get() / count + usize::from(i < max.get() % count);
-            Padded(RwLock::new(Shard { index: HashTable::new(), slots: Vec::new(), hand: 0, max }))
-        };
-        let shards = (0..count).map(shard).collect();
-        Self { shards, hasher: RandomState::new(), name, name_of: None, config, max }
+        let shard = || Padded(RwLock::new(Shard { index: HashTable::new(), slots: Vec::new(), hand: 0 }));
+        let shards = std::iter::repeat_with(shard).take(count).collect();
+        let held = AtomicUsize::new(0);
+        Self { shards, held, hasher: RandomState::new(), name, name_of: None, config, max }
     }
 }
 
@@ -103,7 +112,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
     pub fn with_hasher<H: BuildHasher>(self, hasher: H) -> CircuitBreakers<K, H> {
         let Self { name, name_of, config, max, .. } = self;
         let shards = CircuitBreakers::<K>::from_parts(None, Arc::clone(&config), max).shards;
-        CircuitBreakers { shards, hasher, name, name_of, config, max }
+        CircuitBreakers { shards, held: AtomicUsize::new(0), hasher, name, name_of, config, max }
     }
 
     /// The breaker of `key`, made if there is none yet.
@@ -114,7 +123,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         K: Borrow<Q> + From<Q::Owned>,
         Q: Hash + Eq + ToOwned + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hash(key);
         let found = self.read(hash).find(hash, key).map(Slot::touch);
         found.unwrap_or_else(|| self.make(hash, key.to_owned().into()))
     }
@@ -125,14 +134,14 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hash(key);
         self.read(hash).find(hash, key).map(Slot::touch)
     }
 
     /// [`get`](Self::get) for a key that is at hand as a whole.
     #[cfg(feature = "tower")]
     pub(crate) fn get_owned(&self, key: K) -> CircuitBreaker {
-        let hash = self.hasher.hash_one(&key);
+        let hash = self.hash(&key);
         let found = self.read(hash).find(hash, &key).map(Slot::touch);
         found.unwrap_or_else(|| self.make(hash, key))
     }
@@ -143,12 +152,13 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hash(key);
         let removed = {
             let mut shard = self.write(hash);
             let at = shard.position(hash, key)?;
             shard.remove(at)
         };
+        drop(Room(&self.held));
         Some(removed.breaker)
     }
 
@@ -168,6 +178,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
                 }
             }
             count += idle.len();
+            self.held.fetch_sub(idle.len(), Relaxed);
         }
         count
     }
@@ -205,24 +216,63 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
     fn make(&self, hash: u64, key: K) -> CircuitBreaker {
         let name = self.name_of.as_ref().map(|name_of| name_of(&key)).or_else(|| self.name.clone());
         let breaker = CircuitBreaker::from_parts(name, Arc::clone(&self.config));
-        // Dropped after the lock.
+        // These are dropped after the lock.
+        let mut room = self.take_room();
         let _evicted;
         let mut shard = self.write(hash);
         // Someone may have made it meanwhile.
         if let Some(slot) = shard.find(hash, &key) {
             return slot.touch();
         }
-        if shard.slots.len() >= shard.max {
-            _evicted = match shard.candidate() {
-                Some(at) => shard.remove(at),
-                None => return breaker,
-            };
+        if room.is_none() {
+            let mut looks = LOOKS;
+            let mut evicted = shard.evict(&mut looks);
+            if evicted.is_none() {
+                drop(shard);
+                evicted = self.evict_elsewhere();
+                shard = self.write(hash);
+            }
+            // Its room is now ours.
+            room = evicted.as_ref().map(|_| Room(&self.held));
+            _evicted = evicted;
+            if let Some(slot) = shard.find(hash, &key) {
+                return slot.touch();
+            }
         }
-        shard.insert(Slot { hash, key, breaker: breaker.clone(), use_of: AtomicU8::new(NEW) });
+        if let Some(room) = room {
+            shard.insert(Slot { hash, key, breaker: breaker.clone(), use_of: AtomicU8::new(NEW) });
+            std::mem::forget(room);
+        }
         breaker
     }
 
-    // Keys do not change their shard for having the same lowest or highest bits, which the table uses.
+    fn take_room(&self) -> Option<Room<'_>> {
+        let more = |held| (held < self.max.get()).then_some(held + 1);
+        self.held.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Room(&self.held))
+    }
+
+    /// Evicts one of any shard. (The next call begins at another.)
+    fn evict_elsewhere(&self) -> Option<Slot<K>> {
+        let mut looks = LOOKS;
+        let (before, from) = self.shards.split_at(fastrand::usize(..self.shards.len()));
+        from.iter().chain(before).find_map(|shard| {
+            if looks == 0 {
+                return None;
+            }
+            shard.0.write().unwrap_or_else(PoisonError::into_inner).evict(&mut looks)
+        })
+    }
+
+    // A hasher may leave most bits of a hash alike (that of an id often is the id), and the table as well as the shards
+    // want all of them to differ: the two halves of a wide product do.
+    fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
+        // The golden ratio's fraction: its bits have no pattern.
+        const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+        let wide = u128::from(self.hasher.hash_one(key)) * u128::from(FACTOR);
+        (wide >> 64) as u64 ^ wide as u64
+    }
+
+    // By bits in the middle: the table uses the lowest and the highest.
     fn shard(&self, hash: u64) -> &RwLock<Shard<K>> {
         &self.shards[(hash >> 32) as usize & (self.shards.len() - 1)].0
     }
@@ -281,10 +331,15 @@ impl<K> Shard<K> {
         self.slots.swap_remove(at)
     }
 
-    /// Which one to evict: the next that was not used again since it was made or the hand last came by, or the first that was.
-    fn candidate(&mut self) -> Option<usize> {
+    /// Takes out the next that was not used again since it was made or the hand last came by, or the first that was, if there is
+    /// one within so many looks.
+    fn evict(&mut self, looks: &mut usize) -> Option<Slot<K>> {
         let mut second_best = None;
-        for _ in 0..LOOKS.min(self.slots.len() * 2) {
+        for _ in 0..self.slots.len() {
+            if *looks == 0 {
+                break;
+            }
+            *looks -= 1;
             let at = self.hand % self.slots.len();
             self.hand = at + 1;
             let slot = &self.slots[at];
@@ -292,11 +347,11 @@ impl<K> Shard<K> {
                 continue;
             }
             if slot.use_of.swap(IDLE, Relaxed) != USED {
-                return Some(at);
+                return Some(self.remove(at));
             }
             second_best = second_best.or(Some(at));
         }
-        second_best
+        second_best.map(|at| self.remove(at))
     }
 }
 

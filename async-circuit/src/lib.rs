@@ -18,14 +18,14 @@ mod trip;
 mod window;
 
 pub use async_policy::{
-    ConfigError, Failure, Guard, Operation, Policy, PolicyError, Rejection, TimedOut, Verdict,
+    ConfigError, Failure, Guard, Name, Operation, Policy, PolicyError, Reason, Rejection, TimedOut, Verdict,
 };
 pub use breaker::CircuitBreaker;
 pub use config::{CircuitBreakerBuilder, DEFAULT_HALF_OPEN_LIMIT, DEFAULT_PROBES, Recovery};
 pub use event::{Cause, Ending, Event, Transition};
 pub use keyed::CircuitBreakers;
 pub use open_time::{DEFAULT_GROWTH, DEFAULT_OPEN_FOR, OpenTime};
-pub use permit::Permit;
+pub use permit::{OwnedPermit, Permit};
 pub use snapshot::{Mode, Saved, Snapshot, State, Totals};
 #[cfg(feature = "tower")]
 pub use tower::{

@@ -99,7 +99,12 @@ impl OpenTime {
         let time = Duration::try_from_secs_f64(grown).map_or(self.cap, |grown| grown.min(self.cap));
         // A fixed time is kept to the nanosecond.
         let time = if reopenings == 0 || self.factor == 1.0 { self.base } else { time };
-        if self.jitter == 0.0 { time } else { time.mul_f64(1.0 - self.jitter * random) }
+        if self.jitter == 0.0 {
+            return time;
+        }
+        // The longest times are not exact as a float, and may come back longer.
+        let part = time.as_secs_f64() * (1.0 - self.jitter * random);
+        Duration::try_from_secs_f64(part).map_or(time, |part| part.min(time))
     }
 
     pub(crate) const fn choose(&self) -> Option<&Arc<Choose>> {
@@ -130,6 +135,8 @@ mod tests {
         assert_eq!(growing.after(u32::MAX, 0.0), secs(60));
         let jittered = growing.with_jitter(0.5);
         assert_eq!((jittered.after(1, 0.0), jittered.after(1, 0.5)), (secs(10), Duration::from_millis(7500)));
-        assert_eq!(OpenTime::fixed(Duration::MAX).after(3, 0.0), Duration::MAX);
+        let longest = OpenTime::fixed(Duration::MAX);
+        assert_eq!(longest.after(3, 0.0), Duration::MAX);
+        assert_eq!(longest.with_jitter(1e-17).after(0, 0.9), Duration::MAX);
     }
 }

@@ -20,32 +20,44 @@ use crate::state::Stamp;
 #[derive(Debug)]
 pub struct Permit<'b>(Ticket<&'b CircuitBreaker>);
 
-impl<'b> Permit<'b> {
-    pub(crate) const fn new(ticket: Ticket<&'b CircuitBreaker>) -> Self {
-        Self(ticket)
-    }
+/// A [`Permit`] that holds its breaker: [`try_acquire_owned`](CircuitBreaker::try_acquire_owned).
+#[must_use = "dropping a permit at once counts the call as aborted"]
+#[derive(Debug)]
+pub struct OwnedPermit(Ticket<CircuitBreaker>);
 
-    /// Whether this call is a probe, on which the half-open circuit will decide.
-    #[must_use]
-    pub fn is_probe(&self) -> bool {
-        self.0.stamp.is_some_and(|stamp| stamp.is_probe())
-    }
+macro_rules! permit {
+    ([$($b:lifetime)?] $Permit:ty, $Breaker:ty) => {
+        impl$(<$b>)? $Permit {
+            pub(crate) const fn new(ticket: Ticket<$Breaker>) -> Self {
+                Self(ticket)
+            }
 
-    /// The call succeeded.
-    pub fn success(mut self) {
-        self.0.settle(Ending::Success);
-    }
+            /// Whether this call is a probe, on which the half-open circuit will decide.
+            #[must_use]
+            pub fn is_probe(&self) -> bool {
+                self.0.stamp.is_some_and(Stamp::is_probe)
+            }
 
-    /// The call failed.
-    pub fn failure(mut self) {
-        self.0.settle(Ending::Failure);
-    }
+            /// The call succeeded.
+            pub fn success(mut self) {
+                self.0.settle(Ending::Success);
+            }
 
-    /// The call says nothing about the backend.
-    pub fn ignore(mut self) {
-        self.0.settle(Ending::Ignored);
-    }
+            /// The call failed.
+            pub fn failure(mut self) {
+                self.0.settle(Ending::Failure);
+            }
+
+            /// The call says nothing about the backend.
+            pub fn ignore(mut self) {
+                self.0.settle(Ending::Ignored);
+            }
+        }
+    };
 }
+
+permit!(['b] Permit<'b>, &'b CircuitBreaker);
+permit!([] OwnedPermit, CircuitBreaker);
 
 impl Stamp {
     fn is_probe(self) -> bool {

@@ -32,6 +32,9 @@ use crate::window::{Buckets, Tally};
 use self::values::NO_EPOCH;
 pub(crate) use self::values::{Admission, Refusal, Stamp, Turn};
 
+/// For how many times its open time a circuit that nobody calls is still remembered when that is over.
+const REMEMBERED: u32 = 4;
+
 /// The share of calls let through at the start of the ramp.
 const RAMP_START: f64 = 0.1;
 
@@ -65,6 +68,8 @@ pub(crate) struct Circuit {
     mode: Mode,
     phase: Phase,
     epoch: u64,
+    /// When the epoch began.
+    since: Duration,
     /// The epoch the windows belong to: the last closed one.
     counted: u64,
     meters: Box<[Meter]>,
@@ -85,6 +90,7 @@ impl Circuit {
             mode: config.mode,
             phase: Phase::Closed { ramp: None },
             epoch: 0,
+            since: Duration::ZERO,
             counted: 0,
             meters,
             openings: 0,
@@ -124,8 +130,13 @@ impl Circuit {
 
     /// Closed, and one more good call changes nothing but tallies.
     pub(crate) fn is_spotless(&self) -> bool {
-        let unmoved = matches!(self.mode, Mode::Disabled) || self.meters.iter().all(Meter::is_spotless);
+        let unmoved = !self.counts() || self.meters.iter().all(Meter::is_spotless);
         matches!(self.phase, Phase::Closed { .. }) && unmoved
+    }
+
+    /// Calls are counted.
+    pub(crate) const fn counts(&self) -> bool {
+        !matches!(self.mode, Mode::Disabled)
     }
 
     /// Until when every call is refused; `Duration::MAX` is for ever.
@@ -136,14 +147,18 @@ impl Circuit {
         }
     }
 
-    /// Refuses no call, and follows the mode it was built with.
+    /// Closed, with all calls let in, or long given up by those who call; and follows the mode it was built with.
     pub(crate) fn is_evictable(&self, now: Duration) -> bool {
         self.mode == self.config.mode
             && match self.phase {
                 Phase::Closed { ramp } => {
                     ramp.is_none_or(|ramp| share(ramp.since, self.config.ramp, now) >= 1.0)
                 }
-                Phase::Open { until } | Phase::HalfOpen { until, .. } => until <= now,
+                // Forgotten sooner, a dead backend would get all calls where a probe was promised.
+                Phase::Open { until } | Phase::HalfOpen { until, .. } => {
+                    let long = until.saturating_sub(self.since).saturating_mul(REMEMBERED);
+                    until.checked_add(long).is_some_and(|end| end <= now)
+                }
             }
     }
 
@@ -165,7 +180,7 @@ impl Circuit {
         let refusal = match &mut self.phase {
             Phase::Closed { ramp: Some(ramp) } => {
                 ramp.credit += share(ramp.since, self.config.ramp, now);
-                let refusal = Refusal { reason: Reason::Custom, retry_after: None };
+                let refusal = Refusal { reason: Reason::RampingUp, retry_after: None };
                 if ramp.credit < 1.0 {
                     Some(refusal)
                 } else {
@@ -313,6 +328,7 @@ impl Circuit {
             self.stragglers.push(Stragglers { epoch: self.epoch, count, until });
         }
         self.phase = phase;
+        self.since = now;
         self.epoch += 1;
         let open_for = match phase {
             Phase::Open { until } if until != Duration::MAX => Some(until.saturating_sub(now)),

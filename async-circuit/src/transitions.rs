@@ -1,5 +1,5 @@
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
@@ -49,19 +49,50 @@ pub(crate) struct Subscribers(Mutex<Vec<Sender<Transition>>>);
 impl Subscribers {
     pub(crate) fn subscribe(&self) -> Transitions {
         let (sender, receiver) = channel(CAPACITY);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        // Those whose stream is gone go here and not with the next transition, which may never come; dropped after the lock.
+        let _gone = {
+            let mut senders = self.lock();
+            let gone = take_closed(&mut senders);
+            senders.push(sender);
+            gone
+        };
         Transitions(receiver)
     }
 
     /// Called by one caller at a time, outside the circuit's lock; wakers run outside this one too.
     pub(crate) fn send(&self, transition: Transition) {
-        let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        senders.retain(|sender| match sender.try_send(transition) {
-            Ok(()) | Err(TrySendError::Full(_)) => false,
-            Err(TrySendError::Closed(_)) => true,
-        });
-        if !senders.is_empty() {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|sender| !sender.is_closed());
+        let senders = self.lock().clone();
+        let mut any_closed = false;
+        for sender in senders {
+            any_closed |= matches!(sender.try_send(transition), Err(TrySendError::Closed(_)));
         }
+        if any_closed {
+            let gone = take_closed(&mut self.lock());
+            drop(gone);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Sender<Transition>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn take_closed(senders: &mut Vec<Sender<Transition>>) -> Vec<Sender<Transition>> {
+    senders.extract_if(.., |sender| sender.is_closed()).collect()
+}
+
+#[cfg(all(test, not(family_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_that_are_gone_are_forgotten_without_a_transition() {
+        let subscribers = Subscribers::default();
+        let kept = subscribers.subscribe();
+        for _ in 0..5000 {
+            drop(subscribers.subscribe());
+        }
+        assert!(subscribers.lock().len() <= 2);
+        drop(kept);
     }
 }

@@ -60,6 +60,9 @@ const COUNT_BITS: u32 = 28;
 const MAX_COUNT: u64 = (1 << COUNT_BITS) - 1;
 const NUMBER_MASK: u64 = u64::MAX >> COUNT_BITS;
 
+/// A call may be counted so many buckets after its own, by a thread that did not get to it: 64 rounds or epochs.
+const LATE: u64 = 64 * BUCKETS as u64;
+
 /// How many buckets `number` is after `other`.
 const fn after(number: u64, other: u64) -> u64 {
     number.wrapping_sub(other) & NUMBER_MASK
@@ -71,8 +74,9 @@ const fn bumped(slot: u64, number: u64) -> Option<u64> {
     if in_slot == number {
         return if slot & MAX_COUNT == MAX_COUNT { None } else { Some(slot + 1) };
     }
-    // A slot that is ahead belongs to a later round or epoch: this call came too late to be in the window.
-    if after(in_slot, number) < NUMBER_MASK / 4 { None } else { Some(number << COUNT_BITS | 1) }
+    // A slot a little ahead belongs to a later round or epoch: this call came too late to be in the window. One further ahead is
+    // old, and the numbers have nearly wrapped round to it.
+    if after(in_slot, number) < LATE { None } else { Some(number << COUNT_BITS | 1) }
 }
 
 /// The count of a slot, if its bucket is one of the last at `number`.

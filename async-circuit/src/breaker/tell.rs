@@ -1,5 +1,7 @@
 //! How the breaker tells the world: one place, after every lock has been released.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::CircuitBreaker;
 use crate::event::{Event, Transition};
 use crate::snapshot::State;
@@ -11,6 +13,16 @@ struct Telling<'b>(&'b CircuitBreaker);
 impl Drop for Telling<'_> {
     fn drop(&mut self) {
         self.0.lock().telling = false;
+    }
+}
+
+/// Runs what others wrote. While this thread unwinds, from a panic of the operation, say, a panic of theirs stays here: a second
+/// one would end the process.
+fn contained(theirs: impl FnOnce()) {
+    if std::thread::panicking() {
+        drop(catch_unwind(AssertUnwindSafe(theirs)));
+    } else {
+        theirs();
     }
 }
 
@@ -29,7 +41,7 @@ impl CircuitBreaker {
                 };
                 turn
             };
-            self.tell(turn);
+            contained(|| self.tell(turn));
         }
         std::mem::forget(telling);
     }
@@ -58,13 +70,15 @@ impl CircuitBreaker {
             return;
         }
         let event = event();
-        #[cfg(feature = "tracing")]
-        trace(self.name(), &event);
-        #[cfg(feature = "metrics")]
-        measure(self.name(), &event);
-        if let Some(listener) = listener {
-            (listener.0)(self, &event);
-        }
+        contained(|| {
+            #[cfg(feature = "tracing")]
+            trace(self.name(), &event);
+            #[cfg(feature = "metrics")]
+            measure(self.name(), &event);
+            if let Some(listener) = listener {
+                (listener.0)(self, &event);
+            }
+        });
     }
 }
 

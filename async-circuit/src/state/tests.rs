@@ -365,7 +365,7 @@ fn the_ramp_lets_an_even_and_growing_share_through() {
             break refusal;
         }
     };
-    assert_eq!(refusal, Refusal { reason: Reason::Custom, retry_after: None });
+    assert_eq!(refusal, Refusal { reason: Reason::RampingUp, retry_after: None });
     // A failure on the ramp is a reopening.
     let call = loop {
         if let Admission::Admitted(stamp) = circuit.admit(at(64.0)) {

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
-use async_circuit::{CircuitBreaker, Mode, OpenTime, Policy, State, Trip};
+use async_circuit::{CircuitBreaker, Mode, OpenTime, Policy, Reason, State, Trip};
 use tokio::time::advance;
 
 use crate::breaker::quick;
@@ -111,7 +111,9 @@ async fn the_ramp_refuses_some_calls_and_names_no_time() {
                 through += 1;
                 permit.success();
             }
-            Err(refusal) => assert_eq!(refusal.retry_after(), None),
+            Err(refusal) => {
+                assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::RampingUp, None));
+            }
         }
     }
     assert_eq!(through, 10);

@@ -1,4 +1,6 @@
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::Range;
 use std::time::Duration;
 
 use async_circuit::{CircuitBreaker, CircuitBreakerBuilder, CircuitBreakers, Mode, Policy, State, Trip};
@@ -69,15 +71,102 @@ async fn none_is_evicted_while_it_refuses_is_held_or_is_set_by_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_no_room_a_call_goes_through_unheld_and_room_comes_when_the_open_time_is_over() {
+async fn with_no_room_a_call_goes_through_unheld_and_room_comes_when_dead_keys_are_long_given_up() {
     let hosts = keyed(2);
     hosts.get("a").try_acquire().unwrap().failure();
     hosts.get("b").try_acquire().unwrap().failure();
-    hosts.get("c").try_acquire().unwrap().failure();
-    assert_eq!((hosts.len(), hosts.get("c").state()), (2, State::Closed));
-    advance(Duration::from_secs(1)).await;
+    for wait in [0, 4999] {
+        advance(Duration::from_millis(wait)).await;
+        hosts.get("c").try_acquire().unwrap().failure();
+        assert_eq!((hosts.len(), hosts.get("c").state()), (2, State::Closed));
+    }
+    advance(Duration::from_millis(1)).await;
     hosts.get("c").try_acquire().unwrap().failure();
     assert_eq!((hosts.len(), hosts.get("c").state()), (2, State::Open));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_circuit_is_not_evicted_when_its_time_is_over() {
+    let hosts = keyed(1);
+    hosts.get("dead").try_acquire().unwrap().failure();
+    let others_come = || {
+        hosts.get("other").try_acquire().unwrap().success();
+        assert_eq!((hosts.evict_idle(), hosts.evict_idle()), (0, 0));
+    };
+    advance(Duration::from_secs(1)).await;
+    others_come();
+    let dead = hosts.get("dead");
+    let permits: Vec<_> = (0..100).filter_map(|_| dead.try_acquire().ok()).collect();
+    assert_eq!((permits.len(), permits[0].is_probe()), (1, true));
+    // The probe hangs: it has a minute.
+    permits.into_iter().for_each(std::mem::forget);
+    drop(dead);
+    advance(Duration::from_secs(60)).await;
+    others_come();
+    assert!(hosts.get("dead").try_acquire().is_err());
+    assert_eq!(hosts.get("dead").snapshot().reopenings, 1);
+}
+
+/// Opens the circuit of each of these keys, and finds it open.
+fn fill<S: BuildHasher>(hosts: &CircuitBreakers<u32, S>, keys: Range<u32>) {
+    for key in keys {
+        hosts.get(&key).try_acquire().unwrap().failure();
+        assert_eq!(hosts.find(&key).map(|breaker| breaker.state()), Some(State::Open), "{key} is not held");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_room_is_that_of_all_shards_together() {
+    for _ in 0..20 {
+        for max in [1, 63, 64, 100, 6000] {
+            let hosts = builder().build_keyed(NonZeroUsize::new(max as usize).unwrap()).unwrap();
+            fill(&hosts, 0..max);
+            hosts.get(&max).try_acquire().unwrap().failure();
+            assert_eq!((hosts.len(), hosts.find(&max).is_none()), (max as usize, true));
+            hosts.remove(&0).unwrap();
+            fill(&hosts, max..max + 1);
+        }
+    }
+}
+
+/// Sixty dead keys and four others: one of those has to go, in whichever shard it is.
+#[tokio::test(start_paused = true)]
+async fn a_breaker_of_another_shard_makes_room() {
+    for _ in 0..50 {
+        let hosts = builder().build_keyed(NonZeroUsize::new(64).unwrap()).unwrap();
+        fill(&hosts, 0..60);
+        for key in 100..104 {
+            hosts.get(&key).try_acquire().unwrap().success();
+        }
+        fill(&hosts, 60..64);
+        assert_eq!(hosts.len(), 64);
+    }
+}
+
+/// An id hashes to itself.
+#[derive(Default)]
+struct Itself(u64);
+
+impl Hasher for Itself {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("an id is a number")
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = id.into();
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poor_hasher_takes_no_room_away() {
+    let hosts = builder().build_keyed(NonZeroUsize::new(10_000).unwrap()).unwrap();
+    let hosts = hosts.with_hasher(BuildHasherDefault::<Itself>::default());
+    fill(&hosts, 0..10_000);
+    assert_eq!(hosts.len(), 10_000);
 }
 
 #[tokio::test(start_paused = true)]
