@@ -46,6 +46,7 @@ impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
             inner,
             breaker: self.breaker.clone(),
             classifier: self.classifier.clone(),
+            asked: false,
             refused: None,
         }
     }
@@ -56,11 +57,17 @@ impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
 /// `poll_ready` looks at the circuit first: while it refuses, the service is ready without the inner one being asked,
 /// and the future of `call` carries the refusal. It never fails from `poll_ready`, which would leave a buffer above dead for
 /// good.
+///
+/// If the circuit refuses after the inner service was asked, a clone takes its place, so that what the inner one had reserved (a
+/// limit's permit, say) is free at once. Who waits for the inner service to be ready looks at the circuit again
+/// when next polled, not when the circuit opens: bound that wait, by the limit's own or by a time-out outside.
 #[derive(Debug)]
 pub struct CircuitBreakerService<S, C = ByError> {
     inner: S,
     breaker: CircuitBreaker,
     classifier: C,
+    /// The inner service was asked since its last call, and may have reserved something.
+    asked: bool,
     /// The inner service was not asked, because the circuit refused.
     refused: Option<Rejection>,
 }
@@ -71,6 +78,7 @@ impl<S: Clone, C: Clone> Clone for CircuitBreakerService<S, C> {
             inner: self.inner.clone(),
             breaker: self.breaker.clone(),
             classifier: self.classifier.clone(),
+            asked: false,
             refused: None,
         }
     }
@@ -78,7 +86,7 @@ impl<S: Clone, C: Clone> Clone for CircuitBreakerService<S, C> {
 
 impl<S, R, C> Service<R> for CircuitBreakerService<S, C>
 where
-    S: Service<R>,
+    S: Service<R> + Clone,
     S::Error: PolicyError,
     C: Classify<S::Response, S::Error> + Clone,
 {
@@ -88,13 +96,21 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.refused = self.breaker.peek();
-        if self.refused.is_some() { Poll::Ready(Ok(())) } else { self.inner.poll_ready(cx) }
+        if self.refused.is_some() {
+            if std::mem::take(&mut self.asked) {
+                self.inner = self.inner.clone();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        self.asked = true;
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: R) -> Self::Future {
         if let Some(rejection) = self.refused.take() {
             return CircuitBreakerFuture::refused(self.breaker.rejected(rejection));
         }
+        self.asked = false;
         CircuitBreakerFuture::start(self.breaker.clone(), &mut self.inner, request, self.classifier.clone())
     }
 }
@@ -133,10 +149,10 @@ impl<F, C> CircuitBreakerFuture<F, C> {
         Self { state: State::Refused { rejection: Some(rejection) } }
     }
 
-    /// Calls the service if the breaker lets it.
+    /// Calls the service, which is ready, if the breaker lets it; if not, it reserves nothing any more.
     fn start<S, R>(breaker: CircuitBreaker, inner: &mut S, request: R, classifier: C) -> Self
     where
-        S: Service<R, Future = F>,
+        S: Service<R, Future = F> + Clone,
     {
         match breaker.admit() {
             Ok((stamp, started)) => {
@@ -145,7 +161,10 @@ impl<F, C> CircuitBreakerFuture<F, C> {
                 let future = Guarded::admitted(future, ticket, ByClassifier(classifier));
                 Self { state: State::Admitted { future } }
             }
-            Err(rejection) => Self::refused(rejection),
+            Err(rejection) => {
+                *inner = inner.clone();
+                Self::refused(rejection)
+            }
         }
     }
 }

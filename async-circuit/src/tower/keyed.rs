@@ -74,7 +74,8 @@ impl<I, K, F: Clone, S, C: Clone> Layer<I> for KeyedCircuitBreakerLayer<K, F, S,
 /// [`CircuitBreakers`] round a tower service.
 ///
 /// Which breaker is asked is not known before the request is there, so `poll_ready` is the inner service's. A refusal
-/// comes out of the future of `call`; the inner service stays ready for the next request.
+/// comes out of the future of `call`; a clone then takes the place of the inner service, so that what that had reserved (a
+/// limit's permit, say) is free at once.
 #[derive(Debug)]
 pub struct KeyedCircuitBreakerService<I, K, F, S = RandomState, C = ByError> {
     inner: I,
@@ -89,7 +90,7 @@ impl<I: Clone, K, F: Clone, S, C: Clone> Clone for KeyedCircuitBreakerService<I,
 
 impl<I, R, K, F, S, C> Service<R> for KeyedCircuitBreakerService<I, K, F, S, C>
 where
-    I: Service<R>,
+    I: Service<R> + Clone,
     I::Error: PolicyError,
     K: Hash + Eq,
     F: Fn(&R) -> K,

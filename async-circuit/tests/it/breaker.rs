@@ -2,8 +2,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_circuit::{
-    CircuitBreaker, CircuitBreakerBuilder, Failure, Guard, OpenTime, Operation, Policy, Recovery, Rejection,
-    State, Trip, Verdict,
+    CircuitBreaker, CircuitBreakerBuilder, Failure, Guard, OpenTime, Operation, OwnedPermit, Policy,
+    Recovery, Rejection, State, Trip, Verdict,
 };
 use async_policy::{PolicyKind, Reason, Timeout};
 use tokio::time::advance;
@@ -123,6 +123,42 @@ async fn a_panic_is_a_failure_and_a_healthy_sibling_of_a_panic_is_not() {
 
 fn boom() -> Result<(), ()> {
     panic!("boom")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_window_works_on_every_day() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    for day in [1, 37, 38, 49, 150] {
+        let trip = Trip::failure_rate(0.5).within(Duration::from_millis(1)).with_min_calls(n(5));
+        let breaker = CircuitBreaker::builder().with_trip(trip).build().unwrap();
+        advance(Duration::from_secs(day * 86_400)).await;
+        fail(&breaker, 5).await;
+        assert_eq!(breaker.state(), State::Open, "day {day}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_open_time_takes_jitter() {
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
+        .with_open_for(OpenTime::fixed(Duration::MAX).with_jitter(1e-17))
+        .build()
+        .unwrap();
+    fail(&breaker, 1).await;
+    assert!(breaker.try_acquire().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owned_permit_goes_to_another_task() {
+    let breaker = quick();
+    for ends in [OwnedPermit::failure as fn(OwnedPermit), OwnedPermit::success, OwnedPermit::ignore] {
+        let permit = breaker.try_acquire_owned().unwrap();
+        assert!(!permit.is_probe());
+        tokio::spawn(async move { ends(permit) }).await.unwrap();
+    }
+    drop(breaker.try_acquire_owned().unwrap());
+    let snapshot = breaker.snapshot();
+    assert_eq!((snapshot.state, snapshot.calls, snapshot.totals.aborted), (State::Closed, 2, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,6 +40,19 @@ async fn forced_closed_counts_and_disabled_does_not_and_neither_opens() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn disabled_counts_no_success_over_a_time_either() {
+    let trip = Trip::failure_rate(0.5).within(Duration::from_secs(10));
+    let breaker = CircuitBreaker::builder().with_trip(trip).with_mode(Mode::Disabled).build().unwrap();
+    for ok in [true, false, true] {
+        assert!(call(&breaker, ok).await);
+    }
+    assert_eq!((breaker.snapshot().calls, breaker.snapshot().failures), (0, 0));
+    breaker.set_mode(Mode::Automatic);
+    assert!(call(&breaker, true).await);
+    assert_eq!(breaker.snapshot().calls, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn observing_shows_what_the_rules_would_do() {
     let n = |n| NonZeroU32::new(n).unwrap();
     let breaker = CircuitBreaker::builder()

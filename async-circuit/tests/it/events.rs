@@ -1,8 +1,12 @@
 use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_circuit::{Cause, CircuitBreaker, Ending, Event, Mode, Policy, State, Trip};
+use async_circuit::{
+    Cause, CircuitBreaker, Ending, Event, Failure, Guard, Mode, OpenTime, Policy, State, Trip,
+};
 use async_policy::testing::drop_at_every_await;
 use tokio::time::{Instant, advance};
 
@@ -105,6 +109,68 @@ async fn a_listener_that_panics_wedges_nothing() {
     let states: Vec<_> =
         std::iter::from_fn(|| transitions.try_next()).map(|transition| transition.to).collect();
     assert_eq!(states, [State::Open, State::HalfOpen, State::Closed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_loses_no_probe() {
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
+        .with_open_for(Duration::from_secs(1))
+        .with_listener(|_: &CircuitBreaker, event: &Event| {
+            assert!(
+                !matches!(event, Event::Transitioned(transition) if transition.to == State::HalfOpen),
+                "a bad listener"
+            );
+        })
+        .build()
+        .unwrap();
+    breaker.try_acquire().unwrap().failure();
+    advance(Duration::from_secs(1)).await;
+    let probe = catch_unwind(AssertUnwindSafe(|| breaker.try_acquire().map(drop)));
+    assert!(probe.is_err());
+    let snapshot = breaker.snapshot();
+    assert_eq!((snapshot.state, snapshot.probes_in_flight), (State::HalfOpen, 0));
+    assert_eq!(snapshot.totals.aborted, 1);
+    let probe = breaker.try_acquire().unwrap();
+    assert!(probe.is_probe());
+    probe.success();
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+/// Were it not for the breaker, each of these would end the process.
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_of_a_panic_ends_no_process() {
+    let heard = Arc::new(AtomicU32::new(0));
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(NonZeroU32::new(2).unwrap()))
+        .with_open_for(OpenTime::by(|_| panic!("a bad choice")))
+        .with_listener({
+            let heard = Arc::clone(&heard);
+            move |_: &CircuitBreaker, _: &Event| {
+                heard.fetch_add(1, SeqCst);
+                panic!("a bad listener")
+            }
+        })
+        .build()
+        .unwrap();
+    let panics = || -> Result<(), Failure<()>> { panic!("an operation") };
+    for _ in 0..2 {
+        let breaker = breaker.clone();
+        let task = tokio::spawn(async move { breaker.run(async { panics() }).await });
+        assert_eq!(*task.await.unwrap_err().into_panic().downcast::<&str>().unwrap(), "an operation");
+    }
+    let dropped = catch_unwind(AssertUnwindSafe(|| {
+        breaker.set_mode(Mode::Disabled);
+    }));
+    assert!(dropped.is_err(), "nothing else unwinds: it comes out");
+    let dropped = catch_unwind(AssertUnwindSafe(|| {
+        let _permit = breaker.try_acquire().unwrap();
+        panics()
+    }));
+    assert!(dropped.is_err());
+    let totals = breaker.snapshot().totals;
+    assert_eq!((totals.panics, totals.aborted), (2, 1));
+    assert_eq!(heard.load(SeqCst), 4, "two panics, the mode, one dropped");
 }
 
 #[tokio::test(start_paused = true)]

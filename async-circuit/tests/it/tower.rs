@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_circuit::{
-    CircuitBreaker, CircuitBreakerLayer, Failure, KeyedCircuitBreakerLayer, Mode, State, Trip, Verdict,
+    CircuitBreaker, CircuitBreakerLayer, CircuitBreakers, Failure, KeyedCircuitBreakerLayer, Mode, State,
+    Trip, Verdict,
 };
 use async_policy::PolicyError;
+use tokio::sync::Semaphore;
 use tokio::time::advance;
+use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::breaker::quick;
@@ -56,7 +59,7 @@ async fn a_classifier_reads_the_response() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_keyed_layer_refuses_by_key_and_leaves_the_inner_service_ready() {
+async fn a_keyed_layer_refuses_by_key_and_leaves_the_inner_service_usable() {
     let max = NonZeroUsize::new(10).unwrap();
     let hosts = CircuitBreaker::builder()
         .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
@@ -77,6 +80,49 @@ async fn a_keyed_layer_refuses_by_key_and_leaves_the_inner_service_ready() {
         service.clone().oneshot("well").await.unwrap();
     }
     assert_eq!((hosts.find("dead").unwrap().state(), hosts.len()), (State::Open, 2));
+}
+
+/// A limit of one, shared by all services.
+fn one_at_a_time() -> (Arc<Semaphore>, GlobalConcurrencyLimitLayer) {
+    let limit = Arc::new(Semaphore::new(1));
+    (Arc::clone(&limit), GlobalConcurrencyLimitLayer::with_semaphore(limit))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_in_call_or_after_a_look_leaves_nothing_reserved() {
+    let breaker = quick();
+    let (limit, layer) = one_at_a_time();
+    let mut service = ServiceBuilder::new()
+        .layer(CircuitBreakerLayer::new(breaker.clone()))
+        .layer(layer)
+        .service(service_fn(async |()| Ok::<_, Failure<()>>(())));
+    for asked_again in [false, true] {
+        service.ready().await.unwrap();
+        assert_eq!(limit.available_permits(), 0);
+        breaker.set_mode(Mode::ForcedOpen);
+        if asked_again {
+            service.ready().await.unwrap();
+        } else {
+            service.call(()).await.unwrap_err();
+        }
+        assert_eq!(limit.available_permits(), 1, "nothing is in flight");
+        breaker.set_mode(Mode::Automatic);
+    }
+    service.ready().await.unwrap().call(()).await.unwrap();
+    assert_eq!(limit.available_permits(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_by_key_leaves_nothing_reserved() {
+    let hosts = CircuitBreaker::builder().with_mode(Mode::ForcedOpen).build_keyed(NonZeroUsize::MIN).unwrap();
+    let hosts: Arc<CircuitBreakers<String>> = Arc::new(hosts);
+    let (limit, layer) = one_at_a_time();
+    let mut service = ServiceBuilder::new()
+        .layer(KeyedCircuitBreakerLayer::new(hosts, |host: &&str| host.to_string()))
+        .layer(layer)
+        .service(service_fn(async |_: &str| Ok::<_, Failure<()>>(())));
+    service.ready().await.unwrap().call("dead").await.unwrap_err();
+    assert_eq!(limit.available_permits(), 1, "nothing is in flight");
 }
 
 #[tokio::test(start_paused = true)]
