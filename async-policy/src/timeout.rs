@@ -113,6 +113,7 @@ pin_project! {
 }
 
 impl<F, P> TimeoutFuture<F, P> {
+    #[inline]
     pub(crate) const fn new(future: F, timeout: P) -> Self {
         Self { future, timer: None, timeout }
     }
@@ -126,6 +127,7 @@ where
 {
     type Output = Result<T, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let timeout: &Timeout = (*this.timeout).borrow();

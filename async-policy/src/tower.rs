@@ -46,10 +46,12 @@ where
     type Error = S::Error;
     type Future = TimeoutFuture<S::Future>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: R) -> Self::Future {
         TimeoutFuture::new(self.inner.call(request), self.timeout.clone())
     }

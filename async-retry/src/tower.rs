@@ -117,14 +117,17 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, request: R) -> Self::Future {
-        // The future keeps the instance that was polled ready, and this service a fresh one.
-        let fresh = self.inner.clone();
-        let mut service = std::mem::replace(&mut self.inner, fresh);
         let again = self.cloner.try_clone(&request);
-        let first = service.call(request);
-        let attempts =
-            Requests { service, again, classifier: self.classifier.clone(), cloner: self.cloner.clone() };
+        // On the instance that was polled ready. The clone is polled ready before it is called.
+        let first = self.inner.call(request);
+        let attempts = Requests {
+            service: self.inner.clone(),
+            again,
+            classifier: self.classifier.clone(),
+            cloner: self.cloner.clone(),
+        };
         RetryFuture { call: Call::started(self.retry.clone(), attempts, first) }
     }
 }
