@@ -208,7 +208,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 (Ok(polled), _) => return polled,
                 (Err(payload), None) => resume_unwind(payload),
                 (Err(payload), Some(at)) => {
-                    let result = Err(self.slots[at].panicked(&*payload));
+                    let result = Err(self.slots[at].panicked(payload));
                     self.free.push_back(at);
                     let settled = self.settle(at, result);
                     if !sink.take(settled) {
@@ -334,7 +334,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 };
                 slot.index = index;
                 slot.note = Some(note);
-                let result = Err(slot.panicked(&*payload));
+                let result = Err(slot.panicked(payload));
                 let settled = self.settle(at, result);
                 if sink.take(settled) { Burst::NoRoom } else { Burst::Full }
             }

@@ -1,6 +1,8 @@
 use std::any::Any;
 use std::error::Error;
 use std::fmt;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use async_policy::{Failure, PolicyError, Rejection, TimedOut};
 
@@ -96,14 +98,24 @@ pub struct Panicked {
     message: Box<str>,
 }
 
+/// Runs `f`. A panic in it, or in the drop of that panic's payload, goes no further.
+pub(crate) fn contained(f: impl FnOnce()) {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(f)) else { return };
+    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        mem::forget(another);
+    }
+}
+
 impl Panicked {
-    pub(crate) fn from_payload(payload: &(dyn Any + Send)) -> Self {
+    pub(crate) fn from_payload(payload: Box<dyn Any + Send>) -> Self {
         let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
             (Some(message), _) => message,
             (_, Some(message)) => message.as_str(),
             _ => "(not a text)",
         };
-        Self { message: message.into() }
+        let message = message.into();
+        contained(|| drop(payload));
+        Self { message }
     }
 
     /// What the panic said.

@@ -9,6 +9,7 @@ use async_policy::Deadline;
 use tokio::time::Instant;
 
 use crate::detail::Attempts;
+use crate::error::contained;
 use crate::work::Item;
 use crate::{ItemError, Panicked};
 
@@ -49,6 +50,13 @@ impl<F, N> Slot<F, N> {
     }
 }
 
+/// An item that panics as it is dropped with its gather costs nobody else anything.
+impl<F, N> Drop for Slot<F, N> {
+    fn drop(&mut self) {
+        contained(|| self.future.set(None));
+    }
+}
+
 impl<F, N, T, E> Slot<F, N>
 where
     F: Item<Output = Result<T, ItemError<E>>>,
@@ -74,13 +82,13 @@ where
     ) -> Ended<T, E> {
         let Self { future, waker, until, .. } = self;
         let ran = catch_unwind(AssertUnwindSafe(|| under(*until, waker, |cx| run(future, cx))));
-        ran.unwrap_or_else(|payload| Some(Err(self.panicked(&*payload))))
+        ran.unwrap_or_else(|payload| Some(Err(self.panicked(payload))))
     }
 
     #[cold]
-    pub(crate) fn panicked(&mut self, payload: &(dyn Any + Send)) -> ItemError<E> {
+    pub(crate) fn panicked(&mut self, payload: Box<dyn Any + Send>) -> ItemError<E> {
         // The slot is empty even if this drop panics too.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.future.set(None)));
+        contained(|| self.future.set(None));
         ItemError::Panicked(Panicked::from_payload(payload))
     }
 }

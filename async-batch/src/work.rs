@@ -224,7 +224,7 @@ impl<T, E> Future for There<T, E> {
 /// A task that has no result has panicked, or was aborted: by us, or by a runtime that shuts down.
 fn ended<E>(error: JoinError) -> ItemError<E> {
     match error.try_into_panic() {
-        Ok(payload) => ItemError::Panicked(Panicked::from_payload(&*payload)),
+        Ok(payload) => ItemError::Panicked(Panicked::from_payload(payload)),
         Err(_) => ItemError::Cancelled,
     }
 }

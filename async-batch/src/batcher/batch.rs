@@ -2,30 +2,26 @@ use std::future::poll_fn;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use async_policy::Guard as _;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::collect::Collect;
 use super::{LoadError, Open, Shared};
 use crate::Panicked;
+use crate::error::contained;
 
 /// One bulk call, from its first key to its results.
-pub(crate) struct Batch<K, V, E> {
+pub(crate) struct Batch<V, E> {
     opened: Instant,
     /// Told when it is not to wait any longer.
     due: Notify,
-    /// Its keys, from when it takes no more until they are handed over.
-    sealed: Mutex<Option<Sealed<K>>>,
     results: OnceLock<Results<V, E>>,
     /// Told when there are results.
     done: Notify,
 }
-
-type Sealed<K> = (Collect<K>, Option<OwnedSemaphorePermit>);
 
 enum Results<V, E> {
     /// By position in the bulk call; each place has its position, if it had one.
@@ -33,25 +29,15 @@ enum Results<V, E> {
     All(LoadError<E>),
 }
 
-impl<K, V, E> Batch<K, V, E> {
+impl<V, E> Batch<V, E> {
     pub(crate) fn new(opened: Instant) -> Self {
         let (due, done) = (Notify::new(), Notify::new());
-        Self { opened, due, sealed: Mutex::default(), results: OnceLock::new(), done }
-    }
-
-    /// Takes its keys over from the open batch: no more can join.
-    pub(crate) fn seal(open: Open<K, V, E>) -> Arc<Self> {
-        *open.batch.sealed() = Some((open.keys, open.room));
-        open.batch
+        Self { opened, due, results: OnceLock::new(), done }
     }
 
     /// It is not to wait for its delay any longer.
     pub(crate) fn close(&self) {
         self.due.notify_one();
-    }
-
-    fn sealed(&self) -> MutexGuard<'_, Option<Sealed<K>>> {
-        self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, results: Results<V, E>) {
@@ -63,12 +49,12 @@ impl<K, V, E> Batch<K, V, E> {
 /// A caller's place in a batch, given up when it is dropped before the keys are handed over.
 pub(crate) struct Ticket<'b, K: Eq + Hash, V, E> {
     shared: &'b Shared<K, V, E>,
-    batch: Arc<Batch<K, V, E>>,
+    batch: Arc<Batch<V, E>>,
     place: usize,
 }
 
 impl<'b, K: Eq + Hash, V: Clone, E: Clone> Ticket<'b, K, V, E> {
-    pub(crate) const fn new(shared: &'b Shared<K, V, E>, batch: Arc<Batch<K, V, E>>, place: usize) -> Self {
+    pub(crate) const fn new(shared: &'b Shared<K, V, E>, batch: Arc<Batch<V, E>>, place: usize) -> Self {
         Self { shared, batch, place }
     }
 
@@ -96,29 +82,32 @@ impl<K: Eq + Hash, V, E> Drop for Ticket<'_, K, V, E> {
             return;
         }
         let mut state = self.shared.lock();
-        match &mut state.open {
-            Some(open) if Arc::ptr_eq(&open.batch, &self.batch) => open.keys.leave(self.place),
-            _ => {
-                if let Some((keys, _)) = &mut *self.batch.sealed() {
-                    keys.leave(self.place);
-                }
-            }
-        }
+        let Some(open) = state.waiting.iter_mut().find(|open| Arc::ptr_eq(&open.batch, &self.batch)) else {
+            return;
+        };
+        // Nobody waits for its key any more: its room is for others.
+        let Some(swept) = open.keys.leave(self.place) else { return };
+        open.closed = false;
+        let room = open.room.as_mut().and_then(|room| room.split(1));
+        drop(state);
+        drop(room);
+        drop(swept);
     }
 }
 
-/// Ends a batch however its task ends.
-struct Ending<'b, K, V, E> {
-    shared: &'b Shared<K, V, E>,
-    batch: &'b Batch<K, V, E>,
+/// A batch from when it is opened, and its end, whatever becomes of its task: a runtime may drop that before its first
+/// poll.
+pub(crate) struct Ending<K, V, E> {
+    pub(crate) shared: Arc<Shared<K, V, E>>,
+    pub(crate) batch: Arc<Batch<V, E>>,
 }
 
-impl<K, V, E> Drop for Ending<'_, K, V, E> {
+impl<K, V, E> Drop for Ending<K, V, E> {
     fn drop(&mut self) {
         // Without effect where there are results.
         self.batch.publish(Results::All(LoadError::Aborted));
         let mut state = self.shared.lock();
-        let aborted = state.open.take_if(|open| std::ptr::eq(&*open.batch, self.batch));
+        let aborted = state.hand_over(&self.batch);
         state.batches -= 1;
         let idle = state.batches == 0;
         drop(state);
@@ -130,13 +119,13 @@ impl<K, V, E> Drop for Ending<'_, K, V, E> {
 }
 
 /// The task of one batch.
-pub(crate) async fn run<K, V, E>(shared: Arc<Shared<K, V, E>>, batch: Arc<Batch<K, V, E>>)
+pub(crate) async fn run<K, V, E>(ending: Ending<K, V, E>)
 where
     K: Eq + Hash + Send + 'static,
     V: Send + Sync + 'static,
     E: Send + Sync + 'static,
 {
-    let ending = Ending { shared: &shared, batch: &batch };
+    let Ending { shared, batch } = &ending;
     let due = batch.due.notified();
     match batch.opened.checked_add(shared.plan.max_delay) {
         Some(at) => drop(timeout_at(at, due).await),
@@ -144,12 +133,9 @@ where
     }
     // As long as there is no room for another bulk call, the batch may still take keys.
     let call = shared.calls.acquire().await;
-    let Some((keys, mut room)) = shared.hand_over(&batch) else { return };
+    let Some(Open { keys, room, .. }) = shared.lock().hand_over(batch) else { return };
     let places = keys.len();
     let (wanted, unwanted) = keys.into_keys();
-    if let Some(room) = &mut room {
-        drop(room.split(unwanted.len()));
-    }
     drop(unwanted);
     let mut positions = vec![None; places];
     let mut keys = Vec::with_capacity(wanted.len());
@@ -159,7 +145,7 @@ where
     }
     if !keys.is_empty() {
         let count = keys.len();
-        let results = match load(&shared, keys).await {
+        let results = match load(shared, keys).await {
             Ok(each) if each.len() == count => Results::Each(each, positions),
             Ok(each) => Results::All(LoadError::WrongCount { keys: count, results: each.len() }),
             Err(error) => Results::All(error),
@@ -178,22 +164,17 @@ where
     V: Send + Sync,
     E: Send + Sync,
 {
-    let mut loading = pin!(async { (shared.loader)(keys).await });
-    let caught = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| loading.as_mut().poll(cx))) {
-        Ok(polled) => polled.map_err(LoadError::Operation),
-        Err(payload) => Poll::Ready(Err(LoadError::Panicked(Panicked::from_payload(&*payload)))),
-    });
-    shared.plan.load_timeout.run(caught).await
-}
-
-impl<K, V, E> Shared<K, V, E> {
-    /// The keys of a batch, which takes no more from here on.
-    fn hand_over(&self, batch: &Batch<K, V, E>) -> Option<Sealed<K>> {
-        let mut state = self.lock();
-        if let Some(open) = state.open.take_if(|open| std::ptr::eq(&*open.batch, batch)) {
-            return Some((open.keys, open.room));
+    let mut loading = pin!(Some(async { (shared.loader)(keys).await }));
+    let caught = poll_fn(|cx| {
+        let poll = || loading.as_mut().as_pin_mut().map(|loading| loading.poll(cx));
+        match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok(Some(polled)) => polled.map_err(LoadError::Operation),
+            Ok(None) => Poll::Ready(Err(LoadError::Aborted)),
+            Err(payload) => Poll::Ready(Err(LoadError::Panicked(Panicked::from_payload(payload)))),
         }
-        drop(state);
-        batch.sealed().take()
-    }
+    });
+    let results = shared.plan.load_timeout.run(caught).await;
+    // A panic in its drop changes nothing any more.
+    contained(|| loading.set(None));
+    results
 }

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -9,7 +10,7 @@ use async_policy::Timeout;
 use tokio::sync::{Notify, Semaphore};
 
 use super::collect::Bounds;
-use super::{Batcher, Loaded, Plan, Shared, State, Weigh};
+use super::{Batcher, Handles, Loaded, Plan, Shared, State, Weigh};
 
 /// What a caller meets when every bulk call is under way and the next batch is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,15 +101,15 @@ impl<K> BatcherBuilder<K> {
         };
         let calls = plan.in_flight.get();
         Batcher {
-            shared: Arc::new(Shared {
+            handles: Arc::new(Handles(Arc::new(Shared {
                 plan,
                 weigh,
                 loader: Box::new(loader),
                 room: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
                 calls: Semaphore::new(calls.min(Semaphore::MAX_PERMITS)),
-                state: Mutex::new(State { open: None, batches: 0, closed: false }),
+                state: Mutex::new(State { waiting: VecDeque::new(), batches: 0, closed: false }),
                 idle: Notify::new(),
-            }),
+            }))),
         }
     }
 }

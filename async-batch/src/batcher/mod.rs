@@ -3,6 +3,7 @@ mod builder;
 mod collect;
 mod error;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
@@ -16,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use batch::{Batch, Ticket};
+use batch::{Batch, Ending, Ticket};
 pub use builder::{BatcherBuilder, WhenFull};
 use collect::{Bounds, Collect, Joined};
 pub use error::{LoadError, Loaded};
@@ -54,7 +55,17 @@ pub use error::{LoadError, Loaded};
 /// # }
 /// ```
 pub struct Batcher<K, V, E> {
-    shared: Arc<Shared<K, V, E>>,
+    handles: Arc<Handles<K, V, E>>,
+}
+
+/// What the clones share, and the tasks of the batches do not.
+struct Handles<K, V, E>(Arc<Shared<K, V, E>>);
+
+/// With the last handle the last caller is gone: batches that wait for more keys are in vain.
+impl<K, V, E> Drop for Handles<K, V, E> {
+    fn drop(&mut self) {
+        self.0.close_all();
+    }
 }
 
 type Weigh<K> = Box<dyn Fn(&K) -> usize + Send + Sync>;
@@ -84,17 +95,20 @@ struct Plan {
 }
 
 struct State<K, V, E> {
-    open: Option<Open<K, V, E>>,
+    /// Those that have not been handed over, in the order they were opened in.
+    waiting: VecDeque<Open<K, V, E>>,
     /// Batches that have not ended.
     batches: usize,
     closed: bool,
 }
 
-/// A batch that still takes keys, or waits to be handed over.
+/// A batch that has not been handed over.
 struct Open<K, V, E> {
-    batch: Arc<Batch<K, V, E>>,
+    batch: Arc<Batch<V, E>>,
     keys: Collect<K>,
     room: Option<OwnedSemaphorePermit>,
+    /// One did not fit, so that no more come in, until somebody leaves.
+    closed: bool,
 }
 
 impl<K, V, E> Batcher<K, V, E>
@@ -125,8 +139,8 @@ where
         if !Deadline::fits(Duration::ZERO) {
             return Err(refused(Reason::DeadlineTooClose));
         }
-        let weight = self.shared.weigh.as_ref().map_or(0, |weigh| weigh(&key));
-        if weight > self.shared.plan.bounds.weight {
+        let weight = self.handles.0.weigh.as_ref().map_or(0, |weigh| weigh(&key));
+        if weight > self.handles.0.plan.bounds.weight {
             return Err(refused(Reason::ExceedsCapacity));
         }
         self.join(key, weight).await?.result().await
@@ -134,7 +148,7 @@ where
 
     /// Takes a place, a new one or that of the same key.
     async fn join(&self, key: K, weight: usize) -> Result<Ticket<'_, K, V, E>, LoadError<E>> {
-        let shared = &self.shared;
+        let shared = &self.handles.0;
         let mut room = Arc::clone(&shared.room).try_acquire_owned().ok();
         let mut key = key;
         loop {
@@ -157,24 +171,19 @@ where
     }
 
     /// Takes no more keys, hands over what there is at once, and returns when every batch has ended. Callers who wait for
-    /// room are refused.
+    /// room are refused. (Called by the loader, it would wait for itself.)
     ///
     /// # Cancel safety
     ///
     /// Dropping it, the batcher stays shut down and goes on to drain; another call waits for it.
     pub async fn shutdown(&self) {
-        self.shared.room.close();
-        let open = {
-            let mut state = self.shared.lock();
-            state.closed = true;
-            state.open.as_ref().map(|open| Arc::clone(&open.batch))
-        };
-        if let Some(batch) = open {
-            batch.close();
-        }
+        let shared = &self.handles.0;
+        shared.room.close();
+        shared.lock().closed = true;
+        shared.close_all();
         loop {
-            let idle = self.shared.idle.notified();
-            if self.shared.lock().batches == 0 {
+            let idle = shared.idle.notified();
+            if shared.lock().batches == 0 {
                 return;
             }
             idle.await;
@@ -192,6 +201,40 @@ impl<K, V, E> Shared<K, V, E> {
     fn lock(&self) -> MutexGuard<'_, State<K, V, E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// No batch is to wait for its delay any longer.
+    fn close_all(&self) {
+        let waiting: Vec<_> = self.lock().waiting.iter().map(|open| Arc::clone(&open.batch)).collect();
+        for batch in waiting {
+            batch.close();
+        }
+    }
+}
+
+impl<K, V, E> State<K, V, E> {
+    /// The keys of a batch, which takes no more from here on.
+    fn hand_over(&mut self, batch: &Arc<Batch<V, E>>) -> Option<Open<K, V, E>> {
+        let at = self.waiting.iter().position(|open| Arc::ptr_eq(&open.batch, batch))?;
+        self.waiting.remove(at)
+    }
+}
+
+impl<K: Eq + Hash, V, E> State<K, V, E> {
+    /// The batch and the place of the same key, where somebody waits for it.
+    fn join_same(&mut self, key: &K) -> Option<(usize, Arc<Batch<V, E>>)> {
+        self.waiting.iter_mut().find_map(|open| Some((open.keys.join_same(key)?, Arc::clone(&open.batch))))
+    }
+}
+
+/// Closed when it is dropped, however that comes.
+struct Due<V, E>(Option<Arc<Batch<V, E>>>);
+
+impl<V, E> Drop for Due<V, E> {
+    fn drop(&mut self) {
+        if let Some(batch) = &self.0 {
+            batch.close();
+        }
+    }
 }
 
 impl<K, V, E> Shared<K, V, E>
@@ -200,32 +243,21 @@ where
     V: Clone + Send + Sync + 'static,
     E: Clone + Send + Sync + 'static,
 {
-    fn join_same(self: &Arc<Self>, key: K) -> Result<Ticket<'_, K, V, E>, Refused<K>> {
+    fn join_same(&self, key: K) -> Result<Ticket<'_, K, V, E>, Refused<K>> {
         let mut state = self.lock();
         if state.closed {
             drop(state);
             return Err(Refused::Closed);
         }
-        let Some(open) = &mut state.open else {
-            drop(state);
-            return Err(Refused::NoRoom(key));
-        };
-        match open.keys.join_same(key) {
-            Joined::Same(place, duplicate) => {
-                let batch = Arc::clone(&open.batch);
-                drop(state);
-                drop(duplicate);
-                Ok(Ticket::new(self, batch, place))
-            }
-            Joined::NoRoom(key) => {
-                drop(state);
-                Err(Refused::NoRoom(key))
-            }
-            Joined::New(_) => unreachable!("not asked for"),
+        let joined = state.join_same(&key);
+        drop(state);
+        match joined {
+            Some((place, batch)) => Ok(Ticket::new(self, batch, place)),
+            None => Err(Refused::NoRoom(key)),
         }
     }
 
-    /// Gives the key a place in the open batch, or opens one. `None` if the batcher has been shut down.
+    /// Gives the key a place in the first batch it fits in, or opens one. `None` if the batcher has been shut down.
     fn join(
         self: &Arc<Self>,
         key: K,
@@ -233,55 +265,75 @@ where
         permit: OwnedSemaphorePermit,
     ) -> Option<Ticket<'_, K, V, E>> {
         let runtime = Handle::current();
+        // A key's own code may panic: these are dropped after the lock then, and leave no batch without its task.
+        let mut opened = None;
+        let mut without_room = Due(None);
+        let mut full = Due(None);
+        let mut left = (None, None);
         let mut state = self.lock();
         if state.closed {
             drop(state);
             return None;
         }
-        let mut full = Vec::new();
-        let mut left = None;
+        // With one batch, that asks itself.
+        if state.waiting.len() > 1
+            && let Some((place, batch)) = state.join_same(&key)
+        {
+            drop(state);
+            drop((key, permit));
+            return Some(Ticket::new(self, batch, place));
+        }
         let mut key = Some(key);
-        let mut opened = None;
+        let mut at = 0;
         let (place, batch) = loop {
-            let open = state.open.get_or_insert_with(|| {
+            if at == state.waiting.len() {
+                without_room.0 = state.waiting.back().map(|open| Arc::clone(&open.batch));
                 let batch = Arc::new(Batch::new(Instant::now()));
-                opened = Some(Arc::clone(&batch));
-                Open { batch, keys: Collect::new(self.plan.bounds), room: None }
-            });
+                state.batches += 1;
+                opened = Some(Ending { shared: Arc::clone(self), batch: Arc::clone(&batch) });
+                state.waiting.push_back(Open {
+                    batch,
+                    keys: Collect::new(self.plan.bounds),
+                    room: None,
+                    closed: false,
+                });
+            }
+            let open = &mut state.waiting[at];
+            if open.closed {
+                at += 1;
+                continue;
+            }
             let Some(wanted) = key.take() else { unreachable!("put back where it did not fit") };
             match open.keys.join(wanted, weight) {
-                Joined::New(place) => {
+                Joined::New(place, duplicate) => {
+                    left.0 = duplicate;
                     match &mut open.room {
                         Some(room) => room.merge(permit),
                         None => open.room = Some(permit),
                     }
+                    if open.keys.is_full() {
+                        full.0 = Some(Arc::clone(&open.batch));
+                    }
                     break (place, Arc::clone(&open.batch));
                 }
                 Joined::Same(place, duplicate) => {
-                    left = Some((duplicate, permit));
+                    left = (Some(duplicate), Some(permit));
                     break (place, Arc::clone(&open.batch));
                 }
                 Joined::NoRoom(unplaced) => {
                     key = Some(unplaced);
-                    full.extend(state.open.take().map(Batch::seal));
+                    open.closed = true;
+                    at += 1;
                 }
             }
         };
-        if state.open.as_ref().is_some_and(|open| open.keys.is_full()) {
-            full.extend(state.open.take().map(Batch::seal));
-        }
-        if opened.is_some() {
-            state.batches += 1;
-        }
         drop(state);
+        let ticket = Ticket::new(&**self, batch, place);
+        if let Some(ending) = opened {
+            runtime.spawn(batch::run(ending));
+        }
         drop(left);
-        if let Some(batch) = opened {
-            runtime.spawn(batch::run(Arc::clone(self), batch));
-        }
-        for batch in full {
-            batch.close();
-        }
-        Some(Ticket::new(self, batch, place))
+        Some(ticket)
     }
 }
 
@@ -291,12 +343,12 @@ fn refused<E>(reason: Reason) -> LoadError<E> {
 
 impl<K, V, E> Clone for Batcher<K, V, E> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self { handles: Arc::clone(&self.handles) }
     }
 }
 
 impl<K, V, E> fmt::Debug for Batcher<K, V, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batcher").field("plan", &self.shared.plan).finish_non_exhaustive()
+        f.debug_struct("Batcher").field("plan", &self.handles.0.plan).finish_non_exhaustive()
     }
 }

@@ -2,6 +2,7 @@
 
 mod batcher;
 mod gather;
+mod hostile;
 mod model;
 mod modes;
 mod plan;
