@@ -45,33 +45,12 @@ impl fmt::Display for Name {
     }
 }
 
-/// A duration in one word. The longest one (584 years) stands for all above it, `NONE` for none.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Nanos(u64);
-
-impl Nanos {
-    const NONE: Self = Self(u64::MAX);
-
-    #[allow(clippy::cast_possible_truncation)]
-    const fn new(duration: Duration) -> Self {
-        let nanos = duration.as_nanos();
-        Self(if nanos < Self::NONE.0 as u128 { nanos as u64 } else { Self::NONE.0 - 1 })
-    }
-
-    const fn get(self) -> Option<Duration> {
-        if self.0 == Self::NONE.0 { None } else { Some(Duration::from_nanos(self.0)) }
-    }
-}
-
-impl fmt::Debug for Nanos {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.get().fmt(f)
-    }
-}
-
 /// Which kind of policy spoke.
+// One word wide, because it is also what tells a refusal from the other ends of a call: written as a byte and copied as part of
+// a word, it would stall each copy of a result on its way out of a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[repr(u64)]
 pub enum PolicyKind {
     /// A circuit breaker.
     CircuitBreaker,
@@ -138,6 +117,20 @@ pub enum Reason {
 }
 
 impl Reason {
+    const ALL: [Self; 11] = [
+        Self::CircuitOpen,
+        Self::ProbesTaken,
+        Self::RampingUp,
+        Self::LimitReached,
+        Self::QueueFull,
+        Self::WaitTooLong,
+        Self::DeadlineTooClose,
+        Self::ExceedsCapacity,
+        Self::BudgetSpent,
+        Self::ShutDown,
+        Self::Custom,
+    ];
+
     /// Whether the same call may be let in later, though nobody can say when: a retry may then wait its own backoff.
     #[must_use]
     pub const fn may_pass(self) -> bool {
@@ -189,16 +182,51 @@ impl fmt::Display for Reason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     name: Option<Name>,
-    retry_after: Nanos,
+    why: Why,
     policy: PolicyKind,
-    reason: Reason,
+}
+
+/// A reason and a wait in one word: the place of the reason in [`Reason::ALL`], and above it the wait in nanoseconds. The
+/// longest wait (2.2 years) stands for all above it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Why(u64);
+
+impl Why {
+    const REASON_BITS: u32 = 8;
+    const NO_WAIT: u64 = u64::MAX >> Self::REASON_BITS;
+
+    const fn new(reason: Reason, wait: Option<Duration>) -> Self {
+        let wait = match wait {
+            None => Self::NO_WAIT,
+            Some(wait) if wait.as_nanos() < Self::NO_WAIT as u128 => wait.as_nanos() as u64,
+            Some(_) => Self::NO_WAIT - 1,
+        };
+        Self(wait << Self::REASON_BITS | reason as u64)
+    }
+
+    const fn reason(self) -> Reason {
+        Reason::ALL[(self.0 & 0xff) as usize]
+    }
+
+    const fn wait(self) -> Option<Duration> {
+        match self.0 >> Self::REASON_BITS {
+            Self::NO_WAIT => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+}
+
+impl fmt::Debug for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, retry after {:?}", self.reason(), self.wait())
+    }
 }
 
 impl Rejection {
     /// A refusal by an unnamed policy that does not know when to come back.
     #[must_use]
     pub const fn new(policy: PolicyKind, reason: Reason) -> Self {
-        Self { name: None, retry_after: Nanos::NONE, policy, reason }
+        Self { name: None, why: Why::new(reason, None), policy }
     }
 
     /// Adds the name of the instance that refused.
@@ -211,7 +239,7 @@ impl Rejection {
     /// Adds how long to wait before another try can succeed.
     #[must_use]
     pub const fn with_retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Nanos::new(wait);
+        self.why = Why::new(self.why.reason(), Some(wait));
         self
     }
 
@@ -230,13 +258,13 @@ impl Rejection {
     /// Why it refused.
     #[must_use]
     pub const fn reason(&self) -> Reason {
-        self.reason
+        self.why.reason()
     }
 
     /// How long to wait before another try can succeed, counted from the refusal; `None` where that is not known.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
-        self.retry_after.get()
+        self.why.wait()
     }
 }
 
@@ -246,7 +274,7 @@ impl fmt::Display for Rejection {
         if let Some(name) = &self.name {
             write!(f, " `{name}`")?;
         }
-        write!(f, " refused: {}", self.reason)?;
+        write!(f, " refused: {}", self.reason())?;
         match self.retry_after() {
             Some(wait) => write!(f, " (retry after {wait:?})"),
             None => Ok(()),
@@ -260,14 +288,16 @@ impl std::error::Error for Rejection {}
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimedOut {
     name: Option<Name>,
-    limit: Nanos,
+    /// In nanoseconds: half the size of a `Duration`. The longest one (584 years) stands for all above it.
+    limit: u64,
 }
 
 impl TimedOut {
     /// A time-out after `limit`.
     #[must_use]
     pub const fn new(limit: Duration) -> Self {
-        Self { name: None, limit: Nanos::new(limit) }
+        let nanos = limit.as_nanos();
+        Self { name: None, limit: if nanos < u64::MAX as u128 { nanos as u64 } else { u64::MAX } }
     }
 
     /// Adds the name of the instance that gave up.
@@ -280,7 +310,7 @@ impl TimedOut {
     /// How long the operation was given.
     #[must_use]
     pub const fn limit(&self) -> Duration {
-        Duration::from_nanos(self.limit.0)
+        Duration::from_nanos(self.limit)
     }
 
     /// The name of the instance that gave up, if it has one.
