@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_policy::{Deadline, Failure, Lift, Operation, Outcome, Policy, PolicyError, Verdict};
 use tokio::task::coop::consume_budget;
 
-use crate::call::{Attempts, Call, Resumed, Timed};
+use crate::call::{Attempts, Call, Resumed, Timed, is_success};
 use crate::report::{Best, Record, Reporter};
 use crate::retry::{Past, Pause};
 use crate::state::Progress;
@@ -46,20 +46,23 @@ impl Policy for Retry {
         Op: Operation,
         Op::Error: PolicyError,
     {
+        if !self.is_plain() {
+            return Call::<_, _, Best<_, _>>::new(self, Starts(op)).await;
+        }
         // What an immediate success needs, and no more: the rest is made when there is a delay, or something to weigh.
         let (mut attempts, mut kept) = (0, None);
         let past = loop {
-            if !self.is_plain() {
-                break None;
-            }
             let result = op.start().await;
+            if is_success(&result, |answer| op.classify(answer)) {
+                return result;
+            }
             match self.settle_quick(&op, &mut attempts, &mut kept, result) {
                 Quick::End(result) => return result,
                 Quick::Again => {}
-                Quick::Slow(past) => break Some(past),
+                Quick::Slow(past) => break past,
             }
         };
-        Call::<_, _, Best<_, _>>::resumed(self, Starts(op), past).await
+        Call::<_, _, Best<_, _>>::resumed(self, Starts(op), Some(past)).await
     }
 }
 
@@ -71,7 +74,7 @@ enum Quick<T, E> {
 }
 
 impl Retry {
-    #[inline]
+    #[inline(never)]
     fn settle_quick<Op>(
         &self,
         op: &Op,
@@ -84,7 +87,6 @@ impl Retry {
         Op::Error: PolicyError,
     {
         match op.outcome(&result) {
-            Outcome::Answered(Verdict::Success) => Quick::End(result),
             Outcome::Answered(Verdict::Transient) if self.goes_on_at_once(*attempts) => {
                 *attempts += 1;
                 *kept = Some(result);
