@@ -1,5 +1,5 @@
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,6 +27,21 @@ pub(crate) struct Run {
     pub(crate) epoch: u64,
     pub(crate) attempt: u64,
     pub(crate) beat: Option<Box<Beat>>,
+    /// Whether it need not say any more that it is ready.
+    pub(crate) told: AtomicBool,
+    /// What it said last of its health, until the supervisor has heard it.
+    pub(crate) health: Mutex<Option<Health>>,
+}
+
+impl Run {
+    fn say(&self, health: Option<Health>) -> Option<Health> {
+        std::mem::replace(&mut *self.health.lock().unwrap_or_else(PoisonError::into_inner), health)
+    }
+
+    /// What has not been heard yet.
+    pub(crate) fn hear(&self) -> Option<Health> {
+        self.say(None)
+    }
 }
 
 /// When a heart last beat.
@@ -85,6 +100,9 @@ impl Context {
 
     /// Says that the worker is up, for a child [with readiness](crate::Child::with_readiness). Further calls have no effect.
     pub fn ready(&self) {
+        if self.run.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
         self.run.shared.send(Message::Ready { key: self.run.key, epoch: self.run.epoch });
     }
 
@@ -103,9 +121,13 @@ impl Context {
         self.run.beat.as_ref().map(|beat| beat.within)
     }
 
-    /// Says how the worker does: shown in snapshots, and an event when it changes.
+    /// Says how the worker does: shown in snapshots, and an event when it changes. What is followed by another word before the
+    /// supervisor has heard it is not told.
     pub fn report_health(&self, health: Health) {
-        self.run.shared.send(Message::Health { key: self.run.key, epoch: self.run.epoch, health });
+        // One message at a time, however often it is said.
+        if self.run.say(Some(health)).is_none() {
+            self.run.shared.send(Message::Health(Arc::clone(&self.run)));
+        }
     }
 
     /// The supervisor that runs this worker.

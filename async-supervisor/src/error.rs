@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use async_policy::ConfigError;
 
+use crate::worker::bury;
+
 /// Any error of a worker.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -14,7 +16,16 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Clone)]
 pub struct WorkerError {
     text: Arc<str>,
-    error: Arc<BoxError>,
+    error: Arc<Shield>,
+}
+
+/// A user's error, which is dropped wherever the last report or event with it is: a panic of its drop ends there.
+struct Shield(Option<BoxError>);
+
+impl Drop for Shield {
+    fn drop(&mut self) {
+        bury(self.0.take());
+    }
 }
 
 impl WorkerError {
@@ -32,7 +43,7 @@ impl WorkerError {
             }
             next = source.source();
         }
-        Self { text: text.into(), error: Arc::new(error) }
+        Self { text: text.into(), error: Arc::new(Shield(Some(error))) }
     }
 
     /// The error and its sources as one line.
@@ -44,13 +55,16 @@ impl WorkerError {
     /// The error as the type it had.
     #[must_use]
     pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
-        self.error.downcast_ref()
+        self.error.0.as_ref()?.downcast_ref()
     }
 }
 
 impl fmt::Debug for WorkerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.error, f)
+        match &self.error.0 {
+            Some(error) => fmt::Debug::fmt(error, f),
+            None => fmt::Debug::fmt(&self.text, f),
+        }
     }
 }
 
@@ -62,7 +76,7 @@ impl fmt::Display for WorkerError {
 
 impl Error for WorkerError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.error.source()
+        self.error.0.as_ref()?.source()
     }
 }
 

@@ -8,13 +8,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::context::Run;
 use crate::event::Hub;
 use crate::poll;
 use crate::state::{Core, Key, Phase, Stage, State, Verb};
 use crate::watchdog::Watchdog;
+use crate::worker::bury;
 use crate::{
-    Cause, Child, ChildSnapshot, ChildState, CommandError, Events, Exit, Health, Report, Snapshot, Stalls,
-    StartError, Strategy, SupervisorState,
+    Cause, Child, ChildSnapshot, ChildState, CommandError, Event, EventKind, Events, Exit, Report, Snapshot,
+    Stalls, StartError, Strategy, SupervisorState, TaskFailure,
 };
 
 /// What the supervisor's loop is told.
@@ -29,10 +31,13 @@ pub(crate) enum Message {
         key: Key,
         epoch: u64,
     },
-    Health {
+    /// There is news of the health in the run.
+    Health(Arc<Run>),
+    /// A supervisor below is over, but for what it has leaked.
+    Leaking {
         key: Key,
         epoch: u64,
-        health: Health,
+        exit: Exit,
     },
     Add {
         child: Child,
@@ -52,7 +57,6 @@ pub(crate) enum Message {
 #[derive(Default)]
 pub(crate) struct Below {
     pub(crate) aborted: Vec<Arc<str>>,
-    pub(crate) leaked: Vec<Arc<str>>,
     pub(crate) failed: Vec<(Arc<str>, Exit)>,
 }
 
@@ -148,25 +152,54 @@ impl Shared {
         drop(gone);
     }
 
+    /// Who would not stop and is still there, here and below.
+    pub(crate) fn leaked(&self) -> Vec<Arc<str>> {
+        let stuck = self.core().leaked();
+        let mut leaked = Vec::new();
+        for (key, name) in stuck {
+            let below = self.nested().get(&key).cloned();
+            let below = below.map_or_else(Vec::new, |below| below.shared.leaked());
+            leaked.extend(below.iter().map(|child| Arc::from(format!("{name}/{child}"))));
+            if below.is_empty() {
+                leaked.push(name);
+            }
+        }
+        leaked
+    }
+
     /// Tells the parent, if there is one, what went wrong in the stop.
     pub(crate) fn tell_above(&self, report: &Report) {
         let Some(above) = self.above.upgrade() else { return };
         let named = |child: &Arc<str>| Arc::from(format!("{}/{child}", self.name));
         above.send_now(Message::Below(Below {
             aborted: report.aborted.iter().map(named).collect(),
-            leaked: report.leaked.iter().map(named).collect(),
             failed: report.failed.iter().map(|(child, exit)| (named(child), exit.clone())).collect(),
         }));
     }
 
-    /// After the end of the supervisor there is nobody to tell.
-    pub(crate) fn send_now(&self, message: Message) {
-        let _ = self.messages.send(message);
+    /// A tracked task of a child failed.
+    pub(crate) fn task_failed(&self, run: &Run, failed: u64, failure: TaskFailure) {
+        let text = match failed {
+            1 => failure.to_string(),
+            _ => format!("{failed} tasks failed, at last {failure}"),
+        };
+        let TaskFailure { task, exit } = failure;
+        let name = format!("{}/{task}", run.name).into();
+        self.core().task_failed(run.key, run.epoch, text.into(), name, exit.clone());
+        let child = Arc::clone(&run.name);
+        let kind = EventKind::TaskFailed { child, task, exit };
+        self.hub.emit(Event { supervisor: Arc::clone(&self.path), kind });
     }
 
-    /// As [`send_now`](Self::send_now), but what a worker says while it is being polled is sent when that poll is over.
-    pub(crate) fn send(self: &Arc<Self>, message: Message) {
-        poll::send(self, message);
+    /// After the end of the supervisor there is nobody to tell.
+    pub(crate) fn send_now(&self, message: Message) {
+        bury(self.messages.send(message));
+    }
+
+    /// As [`send_now`](Self::send_now), and it is heard even if the worker that is being polled in this thread blocks it from now on.
+    pub(crate) fn send(&self, message: Message) {
+        self.send_now(message);
+        poll::let_go();
     }
 }
 

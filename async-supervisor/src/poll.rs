@@ -1,12 +1,14 @@
 //! What the threads of the runtime are polling, for the watchdog.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+
 use crate::context::Run;
-use crate::handle::{Message, Shared};
+use crate::handle::Shared;
 
 /// A poll that is going on.
 #[derive(Clone)]
@@ -25,7 +27,6 @@ static THREADS: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 thread_local! {
     /// How many polls of workers are going on in this thread, one inside the other.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    static HELD: RefCell<Vec<(Arc<Shared>, Message)>> = const { RefCell::new(Vec::new()) };
     static CURRENT: Arc<Slot> = {
         let slot = Arc::new(Slot::default());
         let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +53,7 @@ pub(crate) fn enter(run: Option<&Arc<Run>>) -> Entered {
     Entered { outer: CURRENT.try_with(|slot| lock(slot).replace(poll)).ok() }
 }
 
-/// Puts back what was being polled before, and sends what was held back.
+/// Puts back what was being polled before.
 pub(crate) struct Entered {
     outer: Option<Option<Poll>>,
 }
@@ -62,25 +63,23 @@ impl Drop for Entered {
         if let Some(outer) = self.outer.take() {
             let _ = CURRENT.try_with(|slot| *lock(slot) = outer);
         }
-        let depth = DEPTH.get() - 1;
-        DEPTH.set(depth);
-        if depth == 0 && HELD.with_borrow(|held| !held.is_empty()) {
-            for (shared, message) in HELD.take() {
-                shared.send_now(message);
-            }
-        }
+        DEPTH.set(DEPTH.get() - 1);
     }
 }
 
-/// Sends a message to a supervisor, when the poll that is going on in this thread is over.
+/// Lets another thread have the task that has just been woken from a poll of a worker.
 ///
 /// A task that is woken from a poll goes to a slot of that thread (tokio's LIFO slot) from which no other thread can take it. So a
-/// worker that said something to its supervisor and then blocked would block the supervisor too.
-pub(crate) fn send(shared: &Arc<Shared>, message: Message) {
+/// worker that said something to its supervisor and then blocked would block the supervisor too. The next task that is woken takes
+/// the slot, and moves the one before to the queue, from which others steal.
+pub(crate) fn let_go() {
     if DEPTH.try_with(Cell::get).unwrap_or(0) == 0 {
-        shared.send_now(message);
-    } else {
-        HELD.with_borrow_mut(|held| held.push((Arc::clone(shared), message)));
+        return;
+    }
+    if let Ok(runtime) = Handle::try_current()
+        && runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+    {
+        runtime.spawn(async {});
     }
 }
 

@@ -1,5 +1,6 @@
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -44,6 +45,7 @@ struct Unit {
     name: Arc<str>,
     launch: Arc<dyn Launch>,
     heartbeat: Option<Duration>,
+    readiness: bool,
     run: Option<(Arc<Run>, Option<AbortHandle>)>,
 }
 
@@ -93,6 +95,7 @@ impl Runner {
         }
         self.units[index] = Some(Unit {
             heartbeat: child.rules.heartbeat,
+            readiness: child.rules.readiness.is_some(),
             name: child.name,
             launch: child.launch,
             run: None,
@@ -104,7 +107,13 @@ impl Runner {
     }
 
     /// Runs until all is over. Dropped before, it aborts all children.
-    pub(crate) async fn run(mut self, up: impl Fn() + Send) -> Arc<Report> {
+    ///
+    /// With `leaking`, what would not stop is waited for after the report: it is called first.
+    pub(crate) async fn run(
+        mut self,
+        up: impl Fn() + Send,
+        leaking: Option<impl FnOnce(&Report) + Send>,
+    ) -> Arc<Report> {
         let shared = Arc::clone(&self.shared);
         let mut told = pin!(shared.stop.cancelled());
         let mut timer = pin!(sleep_until(Instant::now()));
@@ -132,7 +141,11 @@ impl Runner {
                         self.take(now, message);
                         due = self.act(&up);
                     }
-                    continue;
+                    // However much there is to hear, what is due by time is done.
+                    if due.is_none_or(|due| due > now) {
+                        continue;
+                    }
+                    self.shared.core().tick(now);
                 }
                 () = &mut timer, if armed.is_some() => {
                     armed = None;
@@ -147,6 +160,17 @@ impl Runner {
             self.shared.tell_above(&report);
         }
         self.shared.progress.send_replace(Progress::Over(Arc::clone(&report)));
+        if let Some(leaking) = leaking
+            && self.shared.core().is_alive()
+        {
+            leaking(&report);
+            while self.shared.core().is_alive()
+                && let Some(message) = self.inbox.recv().await
+            {
+                self.take(Instant::now(), message);
+                self.act(&up);
+            }
+        }
         report
     }
 
@@ -181,7 +205,14 @@ impl Runner {
                     bury(exit);
                 }
             }
-            Message::Health { key, epoch, health } => {
+            Message::Leaking { key, epoch, exit } => {
+                let end = if exit.is_normal() { End::Normal } else { End::Abnormal };
+                self.shared.core().leaking(now, key, epoch, end, exit.text());
+                bury(exit);
+            }
+            Message::Health(run) => {
+                let (key, epoch) = (run.key, run.epoch);
+                let Some(health) = run.hear() else { return };
                 if self.shared.core().health(key, epoch, health.clone()) {
                     self.emit_of(key, |child| EventKind::HealthChanged { child, health });
                 }
@@ -193,7 +224,6 @@ impl Runner {
                 // Otherwise it is no part of a stop of this one.
                 if self.shared.core().phase == Phase::Down {
                     self.below.aborted.extend(below.aborted);
-                    self.below.leaked.extend(below.leaked);
                     self.below.failed.extend(below.failed);
                 }
             }
@@ -204,6 +234,7 @@ impl Runner {
             Message::Add { child, reply } => {
                 if let Err(error) = child.check(self.check) {
                     let _ = reply.send(Err(error.into()));
+                    bury(child);
                     return;
                 }
                 let id = self.expect(reply, &child.name);
@@ -211,7 +242,10 @@ impl Runner {
                 let added = self.shared.core().add(now, id, name, rules);
                 match added {
                     Ok(key) => self.adopt(key, child),
-                    Err(answer) => self.answer(id, answer),
+                    Err(answer) => {
+                        self.answer(id, answer);
+                        bury(child);
+                    }
                 }
             }
         }
@@ -281,7 +315,10 @@ impl Runner {
                 }
             }
             Action::Note { key, note: Note::Stuck } => {
-                self.abort(key);
+                // What a supervisor has leaked would be forgotten with it.
+                if !self.shared.nested().contains_key(&key) {
+                    self.abort(key);
+                }
                 self.emit_of(key, |child| EventKind::Stuck { child });
             }
             Action::Forget { key } => {
@@ -328,7 +365,9 @@ impl Runner {
         let Some(unit) = self.unit(key) else { return };
         let beat = unit.heartbeat.map(|within| Box::new(Beat::new(within)));
         let (name, token) = (Arc::clone(&unit.name), CancellationToken::new());
-        let run = Arc::new(Run { shared, name, token, key, epoch, attempt, beat });
+        let told = AtomicBool::new(!unit.readiness);
+        let health = Mutex::default();
+        let run = Arc::new(Run { shared, name, token, key, epoch, attempt, beat, told, health });
         let (ctx, guard) = (Context { run: Arc::clone(&run) }, Guard { run: Some(Arc::clone(&run)) });
         let abort = Arc::clone(&unit.launch).launch(ctx, guard);
         unit.run = Some((run, abort));
@@ -336,9 +375,10 @@ impl Runner {
 
     fn report(&mut self) -> Report {
         let mut below = std::mem::take(&mut self.below);
+        let leaked = self.shared.leaked();
         let core = self.shared.core();
         below.aborted.extend(core.aborted.iter().cloned());
-        below.leaked.extend(core.leaked());
+        below.failed.extend(core.failed.iter().cloned());
         let supervisor = Arc::clone(&self.shared.name);
         let error = |child: &Arc<str>| {
             core.children
@@ -367,7 +407,7 @@ impl Runner {
             supervisor,
             cause,
             aborted: below.aborted,
-            leaked: below.leaked,
+            leaked,
             failed: below.failed,
             took: core.down_since.map_or(Duration::ZERO, |since| since.elapsed()),
         }
@@ -384,6 +424,10 @@ impl Drop for Runner {
                 }
             }
             bury(unit);
+        }
+        self.inbox.close();
+        while let Ok(message) = self.inbox.try_recv() {
+            bury(message);
         }
         if !self.ended {
             let lost = Arc::new(self.shared.lost());
@@ -420,7 +464,7 @@ impl Runner {
 impl Root {
     pub(crate) async fn run(self) -> Arc<Report> {
         let Self { runner, end } = self;
-        let report = runner.run(|| {}).await;
+        let report = runner.run(|| {}, None::<fn(&Report)>).await;
         drop(end);
         report
     }

@@ -72,8 +72,8 @@ pub(crate) struct Rules {
     pub(crate) readiness: Option<Duration>,
     /// How far apart its heartbeats may be, if it has one.
     pub(crate) heartbeat: Option<Duration>,
-    /// How many levels of supervisors it is: a worker is none. Each needs its own time to abort what is below it.
-    pub(crate) levels: u32,
+    /// Whether it is a supervisor: it aborts what is below it in its own time.
+    pub(crate) supervisor: bool,
     /// How often it runs, if it is periodic.
     pub(crate) every: Option<Every>,
 }

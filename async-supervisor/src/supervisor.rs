@@ -6,14 +6,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Hub;
-use crate::handle::{Place, Shared};
+use crate::handle::{Message, Place, Shared};
 use crate::runner::{Guard, Runner};
 use crate::state::{Config, Core};
 use crate::watchdog::Watchdog;
 use crate::worker::{Launch, Task};
 use crate::{
-    AutoShutdown, Cause, Child, ConfigError, Context, Exit, Handle, Intensity, Running, Shutdown, StartError,
-    Strategy, WorkerError,
+    AutoShutdown, Cause, Child, ConfigError, Context, Exit, Handle, Intensity, Report, Running, Shutdown,
+    StartError, Strategy, WorkerError,
 };
 
 /// A supervisor's specification: its children in order, and what to do when they fall.
@@ -114,7 +114,8 @@ impl Supervisor {
         self
     }
 
-    /// How long an aborted child may take to end before it is reported as one that would not stop.
+    /// How long an aborted child may take to end before it is reported as one that would not stop. A child that is a supervisor has
+    /// its own.
     pub fn with_abort_grace(mut self, grace: Duration) -> Self {
         self.config.abort_grace = grace;
         self
@@ -220,10 +221,9 @@ impl Supervisor {
     pub fn into_child(self) -> Child {
         let name = Arc::clone(&self.name);
         let spec = Arc::new(self);
-        let levels = 1 + spec.children.iter().map(|child| child.rules.levels).max().unwrap_or(0);
         let mut child = Child::launching(name, Arc::new(Nested(spec)));
         let rules = child.rules();
-        rules.levels = levels;
+        rules.supervisor = true;
         rules.shutdown = Shutdown::Wait;
         rules.readiness = Some(Duration::MAX);
         child
@@ -263,9 +263,13 @@ async fn nested(ctx: Context, prepared: Option<Result<(Handle, Runner), ConfigEr
         Some(Err(error)) => return Exit::Failed(WorkerError::new(error.into())),
         None => return Exit::Aborted,
     };
-    let report = runner.run(|| ctx.ready()).await;
-    match &report.cause {
+    let exit = |report: &Report| match &report.cause {
         Cause::MeltedDown(down) => Exit::MeltedDown(down.clone()),
         Cause::Stopped | Cause::AutoShutdown { .. } | Cause::Lost => Exit::Completed,
-    }
+    };
+    let leaking = |report: &Report| {
+        let (run, exit) = (&ctx.run, exit(report));
+        run.shared.send_now(Message::Leaking { key: run.key, epoch: run.epoch, exit });
+    };
+    exit(&*runner.run(|| ctx.ready(), Some(leaking)).await)
 }

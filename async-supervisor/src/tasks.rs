@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::worker::{CatchUnwind, IntoExit};
-use crate::{Child, Context, Event, EventKind, Exit};
+use crate::{Child, Context, Exit};
 
 /// A tracked task that failed, panicked, or was aborted.
 #[derive(Clone, Debug)]
@@ -319,18 +319,17 @@ impl Tasks {
         report
     }
 
-    /// Makes a child that looks after these tasks: each failure becomes an [`EventKind::TaskFailed`], and when it is stopped it takes no more
-    /// tasks and waits for those that run. If it is aborted because they take too long, so are they. Started again, it takes tasks again.
+    /// Makes a child that looks after these tasks: each failure becomes an [`EventKind::TaskFailed`](crate::EventKind::TaskFailed) and the child's
+    /// last error in snapshots, with the number of failures so far. When it is stopped it takes no more tasks and waits for those that run;
+    /// what fails then is in the [report](crate::Report::failed). If it is aborted because they take too long, so are they. Started again, it takes tasks again.
     pub fn child(&self) -> Child {
         Child::with(Arc::clone(&self.inner().name), self.clone(), async |ctx: Context, tasks: Tasks| {
             tasks.inner().tracker.reopen();
             let abort = AbortOnDrop(&tasks);
-            let report = |failure: TaskFailure| {
-                let child = Arc::clone(&ctx.run.name);
-                let TaskFailure { task, exit } = failure;
-                let kind = EventKind::TaskFailed { child, task, exit };
-                let shared = &ctx.run.shared;
-                shared.hub.emit(Event { supervisor: Arc::clone(&shared.path), kind });
+            let mut failed = 0;
+            let mut report = |failure: TaskFailure| {
+                failed += 1;
+                ctx.run.shared.task_failed(&ctx.run, failed, failure);
             };
             while let Some(failure) = ctx.token().run_until_cancelled(tasks.next_failure()).await {
                 // Closed by somebody else: nothing comes until it is stopped.

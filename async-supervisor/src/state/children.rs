@@ -42,9 +42,19 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// How long it may take to end once it is aborted: a supervisor first aborts what is below it.
-    pub(crate) fn grace(&self, grace: Duration) -> Duration {
-        grace.saturating_mul(self.rules.levels.saturating_add(1))
+    /// How long it may take to end once it is aborted. A supervisor gives what is below it a time of its own, and says itself when that
+    /// was not enough.
+    pub(crate) fn grace(&self, grace: Duration) -> Option<Duration> {
+        if self.rules.supervisor { None } else { Some(grace) }
+    }
+
+    /// It is up no longer: if it was for long enough, its earlier failures are forgotten.
+    pub(crate) fn leave_running(&mut self, now: Instant) {
+        if self.state == State::Running
+            && self.rules.backoff.is_reset_by(now.saturating_duration_since(self.since))
+        {
+            self.failures = 0;
+        }
     }
 }
 

@@ -82,6 +82,8 @@ pub(crate) enum Why {
     NotReady,
     /// It missed a heartbeat.
     Unhealthy,
+    /// It is a supervisor that has ended by itself, but for what it has leaked.
+    Over,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,6 +203,8 @@ pub(crate) struct Core {
     pub(crate) down_since: Option<Instant>,
     /// Those that had to be aborted while all was being stopped.
     pub(crate) aborted: Vec<Arc<str>>,
+    /// What failed below a child meanwhile.
+    pub(crate) failed: Vec<(Arc<str>, Exit)>,
     pub(crate) actions: Vec<Action>,
     /// The sequence: first these are stopped from the end on, then those are started from the front on; `current` is
     /// being waited for.
@@ -233,6 +237,7 @@ impl Core {
             cause: None,
             down_since: None,
             aborted: Vec::new(),
+            failed: Vec::new(),
             actions: Vec::new(),
             stops: Vec::new(),
             starts: VecDeque::new(),
@@ -271,11 +276,8 @@ impl Core {
         error: Option<Arc<str>>,
     ) -> Option<Exit> {
         let child = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive())?;
+        child.leave_running(now);
         let was = std::mem::replace(&mut child.state, State::Exited(end));
-        let healthy = now.saturating_duration_since(child.since);
-        if was == State::Running && child.rules.backoff.is_reset_by(healthy) {
-            child.failures = 0;
-        }
         child.due = None;
         child.since = now;
         let overdue = match was {
@@ -296,8 +298,8 @@ impl Core {
             self.current = None;
         }
         match was {
-            State::Stopping { why, .. } => self.stopped(now, key, why),
-            _ if self.phase == Phase::Down => self.settle(key, State::Stopped, now),
+            State::Stopping { why, .. } => self.stopped(now, key, why, end),
+            _ if self.is_down() => self.settle(key, State::Stopped, now),
             State::Starting => self.ended_early(now, key, end),
             _ if self.is_busy() => self.deferred.push_back(Deferred::Exit { key, epoch }),
             _ => self.fell(now, key, end),
@@ -317,6 +319,71 @@ impl Core {
             }
             self.advance(now);
         }
+    }
+
+    /// A child that is a supervisor is over but for what would not stop below it: it is stuck until that is gone, so that nothing runs
+    /// twice.
+    pub(crate) fn leaking(&mut self, now: Instant, key: Key, epoch: u64, end: End, error: Option<Arc<str>>) {
+        let Some(child) = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive())
+        else {
+            return;
+        };
+        let was = child.state;
+        if was.is_stuck() {
+            return;
+        }
+        child.leave_running(now);
+        if error.is_some() {
+            child.last_error = error;
+        }
+        let fresh = child.attempts == 1 || child.rules.restart == Restart::Temporary;
+        let why = match was {
+            State::Stopping { why, .. } => why,
+            // Who asked for the start is told below, and decides.
+            State::Starting if child.command.is_some() && end == End::Abnormal => {
+                if fresh {
+                    Why::Remove
+                } else {
+                    Why::Keep
+                }
+            }
+            _ => Why::Over,
+        };
+        child.state = State::Stopping { why, stage: Stage::Stuck };
+        child.since = now;
+        child.due = None;
+        let (name, error) = (Arc::clone(&child.name), child.last_error.clone());
+        self.stuck += 1;
+        self.note(key, Note::Stuck);
+        if was == State::Starting {
+            self.first_start_over();
+            let answer = if end == End::Normal { Answer::Done } else { Answer::StartFailed(error) };
+            self.answer(key, answer);
+            if self.phase == Phase::Starting {
+                self.begin_down(now, Ending::StartFailed(name));
+            }
+        }
+        self.is_stuck(now, key, why);
+        self.advance(now);
+    }
+
+    /// What a child looks after has failed: it is the child's last error, and part of the stop if that has begun.
+    pub(crate) fn task_failed(&mut self, key: Key, epoch: u64, error: Arc<str>, name: Arc<str>, exit: Exit) {
+        let down = self.phase == Phase::Down;
+        let Some(child) = self.children.get_mut(key).filter(|child| child.epoch == epoch) else { return };
+        child.last_error = Some(error);
+        if down {
+            self.failed.push((name, exit));
+        }
+    }
+
+    /// Whether a run is still going on.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive > 0
+    }
+
+    fn is_down(&self) -> bool {
+        matches!(self.phase, Phase::Down | Phase::Ended)
     }
 
     /// What a child says of its health; whether that is new.
@@ -362,9 +429,9 @@ impl Core {
     }
 
     /// Those that did not end even when aborted.
-    pub(crate) fn leaked(&self) -> Vec<Arc<str>> {
+    pub(crate) fn leaked(&self) -> Vec<(Key, Arc<str>)> {
         let stuck = self.children.iter().filter(|(_, child)| child.state.is_stuck());
-        stuck.map(|(_, child)| Arc::clone(&child.name)).collect()
+        stuck.map(|(key, child)| (key, Arc::clone(&child.name))).collect()
     }
 
     /// When the children that are down together are started.
@@ -399,8 +466,8 @@ impl Core {
                 if down {
                     self.aborted.push(Arc::clone(&child.name));
                 }
-                let grace = child.grace(grace);
-                self.set_due(key, now.checked_add(grace));
+                let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
+                self.set_due(key, due);
                 self.note(key, Note::Aborted);
                 self.actions.push(Action::Abort { key });
             }
@@ -449,9 +516,10 @@ impl Core {
             state if state.is_alive() => Why::Sequence,
             _ => return,
         };
+        child.leave_running(now);
         child.state = State::Stopping { why, stage: Stage::Aborted };
         child.since = now;
-        let due = now.checked_add(child.grace(grace));
+        let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
         self.aborted.push(Arc::clone(&child.name));
         self.set_due(key, due);
         self.note(key, Note::Aborted);

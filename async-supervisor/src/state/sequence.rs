@@ -9,7 +9,7 @@ impl Core {
     /// Goes on with the sequence until something has to be waited for.
     pub(super) fn advance(&mut self, now: Instant) {
         while self.current.is_none() {
-            if self.phase == Phase::Down {
+            if self.is_down() {
                 return self.go_down(now);
             }
             if let Some(key) = self.stops.pop() {
@@ -106,9 +106,10 @@ impl Core {
         if !child.state.is_alive() {
             return;
         }
+        child.leave_running(now);
         child.since = now;
         let (stage, within) = match child.rules.shutdown {
-            Shutdown::Abort => (Stage::Aborted, Some(child.grace(grace))),
+            Shutdown::Abort => (Stage::Aborted, child.grace(grace)),
             Shutdown::Timeout(limit) => (Stage::Asked, Some(limit)),
             Shutdown::Wait => (Stage::Asked, None),
         };
@@ -121,8 +122,9 @@ impl Core {
     }
 
     /// A child that was told to stop has ended.
-    pub(super) fn stopped(&mut self, now: Instant, key: Key, why: Why) {
-        if self.phase == Phase::Down {
+    pub(super) fn stopped(&mut self, now: Instant, key: Key, why: Why, end: End) {
+        let end = if why == Why::Over { end } else { End::Abnormal };
+        if self.is_down() {
             return self.settle(key, State::Stopped, now);
         }
         match why {
@@ -140,14 +142,14 @@ impl Core {
                 self.starts.push_back(key);
             }
             Why::NotReady => self.failed_start(now, key),
-            Why::Unhealthy if self.is_busy() => {
+            Why::Unhealthy | Why::Over if self.is_busy() => {
                 let epoch = self.children.get(key).map_or(0, |child| child.epoch);
                 if let Some(child) = self.children.get_mut(key) {
-                    child.state = State::Exited(End::Abnormal);
+                    child.state = State::Exited(end);
                 }
                 self.deferred.push_back(Deferred::Exit { key, epoch });
             }
-            Why::Unhealthy => self.fell(now, key, End::Abnormal),
+            Why::Unhealthy | Why::Over => self.fell(now, key, end),
         }
     }
 
@@ -354,7 +356,7 @@ impl Core {
 
     /// A child would not end even when aborted.
     pub(super) fn is_stuck(&mut self, now: Instant, key: Key, why: Why) {
-        if self.phase == Phase::Down {
+        if self.is_down() {
             self.current = self.current.filter(|current| *current != key);
             return;
         }
@@ -366,7 +368,7 @@ impl Core {
                     self.begin_down(now, Ending::StartFailed(name));
                 }
             }
-            Why::NotReady | Why::Unhealthy | Why::Keep | Why::Remove | Why::Restart => {
+            Why::NotReady | Why::Unhealthy | Why::Over | Why::Keep | Why::Remove | Why::Restart => {
                 self.answer(key, Answer::WouldNotStop);
                 self.current = self.current.filter(|current| *current != key);
             }

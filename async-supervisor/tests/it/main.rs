@@ -8,6 +8,7 @@ mod events;
 mod group;
 mod idle;
 mod otp;
+mod regressions;
 mod signals;
 mod stop;
 mod tasks;
