@@ -34,8 +34,8 @@ pub(crate) struct Engine<S: Source, W: Work<S::Item>, K: Keep<S::Item>> {
     source: Option<S>,
     work: W,
     core: Core,
-    /// No item with this index or a later one starts for now.
-    pub(crate) horizon: usize,
+    /// So many items more than the limit may have started for now: those taken, and those that may wait.
+    pub(crate) ahead: usize,
     slots: Vec<Slot<W::Item, K::Note>>,
     /// First out is who has been free longest, so that slots stay in the order of their items.
     free: VecDeque<usize>,
@@ -71,6 +71,8 @@ enum Burst {
     Exhausted,
     /// The source has no item now.
     Waiting,
+    /// The deadline has passed.
+    Late,
     /// The task's budget is used up.
     Spent,
     /// The sink takes no more.
@@ -91,7 +93,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
             begun: false,
             source: Some(source),
             work,
-            horizon: usize::MAX,
+            ahead: usize::MAX,
             slots: Vec::new(),
             free: VecDeque::new(),
             due: Vec::new(),
@@ -114,10 +116,6 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
 
     pub(crate) const fn core(&self) -> &Core {
         &self.core
-    }
-
-    pub(crate) const fn plan(&self) -> &Plan {
-        &self.plan
     }
 
     pub(crate) fn size_hint(&self) -> (usize, Option<usize>) {
@@ -184,6 +182,10 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
             let mut polled = None;
             let ran = catch_unwind(AssertUnwindSafe(|| {
                 while let Some(&at) = self.due.last() {
+                    if passed(self.deadline) {
+                        self.pass_deadline();
+                        continue;
+                    }
                     ready!(spend(&mut self.polls, cx));
                     self.due.pop();
                     let ended = if self.core.stopped().is_some() {
@@ -233,24 +235,27 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
     /// Starts items as long as there is room. Pending if the budget is spent, `false` if the sink is full.
     fn fill(&mut self, cx: &mut Context<'_>, sink: &mut impl Sink<SettledOf<S, W, K>>) -> Poll<bool> {
         while let Some(source) = &mut self.source {
-            match self.core.may_start(self.plan.limit(), self.horizon) {
+            // Each time anew: an item may have changed the limit.
+            let limit = self.plan.limit();
+            let horizon = self.ahead.saturating_add(limit.get());
+            match self.core.may_start(limit, horizon) {
                 MayStart::Yes => {}
                 MayStart::PauseDue(pause) => {
-                    if source.size_hint().1 == Some(0) {
-                        self.source = None;
-                    } else if !pause.is_zero() {
-                        self.pause(pause);
-                    } else {
+                    // The hint may be wrong: it says whether to pause, not whether there are more.
+                    if pause.is_zero() || source.size_hint().1 == Some(0) {
                         self.core.next_chunk();
+                    } else {
+                        self.pause(pause);
                     }
                     continue;
                 }
                 MayStart::Full | MayStart::Pausing | MayStart::Stopped => break,
             }
-            match self.burst(cx, sink) {
+            match self.burst(cx, horizon, sink) {
                 Burst::Started | Burst::NoRoom => {}
                 Burst::Exhausted => self.source = None,
                 Burst::Waiting => break,
+                Burst::Late => self.pass_deadline(),
                 Burst::Spent => return Poll::Pending,
                 Burst::Full => return Poll::Ready(false),
             }
@@ -261,7 +266,12 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
     /// Starts items in one slot, one after the other, until one stays there.
     ///
     /// This is the loop a gather of ready items lives in. One net under all of it catches their panics.
-    fn burst(&mut self, cx: &mut Context<'_>, sink: &mut impl Sink<SettledOf<S, W, K>>) -> Burst {
+    fn burst(
+        &mut self,
+        cx: &mut Context<'_>,
+        horizon: usize,
+        sink: &mut impl Sink<SettledOf<S, W, K>>,
+    ) -> Burst {
         let at = match self.free.pop_front() {
             Some(at) => at,
             None => self.make_slot(),
@@ -270,13 +280,16 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
         let Some(source) = source else { return Burst::Exhausted };
         let slot = &mut slots[at];
         // Each of them ends before the next one starts, so that all see the same number beside them.
-        let mut room = core.room(self.horizon);
+        let mut room = core.room(horizon);
         let mut stop = false;
         // There while an item's own code runs: a panic is its result then, and otherwise passes through.
         let mut under_way = None;
         let ran = catch_unwind(AssertUnwindSafe(|| {
             while room > 0 {
                 room -= 1;
+                if passed(*deadline) {
+                    return Burst::Late;
+                }
                 if spend(polls, cx).is_pending() {
                     return Burst::Spent;
                 }
@@ -361,13 +374,13 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
 
     /// Begins a pause between chunks, or stops if it cannot end in time.
     fn pause(&mut self, pause: Duration) {
-        let until =
-            Instant::now().checked_add(pause).filter(|until| self.deadline.is_none_or(|end| *until < end));
-        match until {
-            Some(until) if Deadline::fits(pause) => self.core.pause(until),
-            _ => {
-                self.core.stop(Stopped::Deadline);
-            }
+        // What the clock cannot tell is as good as for ever.
+        const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+        let until = Instant::now() + pause.min(FOR_EVER);
+        if self.deadline.is_none_or(|end| until < end) && Deadline::fits(pause) {
+            self.core.pause(until);
+        } else {
+            self.core.stop(Stopped::Deadline);
         }
     }
 
@@ -379,10 +392,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
         let now = Instant::now();
         self.core.end_pause(now);
         if self.deadline.is_some_and(|end| end <= now) {
-            self.deadline = None;
-            if self.core.stop(Stopped::Deadline) {
-                self.end_all();
-            }
+            self.pass_deadline();
         }
         while let Some((slot, _)) = self.expiry.first().filter(|(_, at)| *at <= now) {
             self.expiry.remove(slot);
@@ -396,6 +406,14 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
             }
         }
         true
+    }
+
+    #[cold]
+    fn pass_deadline(&mut self) {
+        self.deadline = None;
+        if self.core.stop(Stopped::Deadline) {
+            self.end_all();
+        }
     }
 
     fn next_instant(&self) -> Option<Instant> {
@@ -459,6 +477,13 @@ fn expire(expiry: &mut Expiry, at: usize, limit: Duration, deadline: Option<Inst
     let Some(until) = Instant::now().checked_add(limit) else { return deadline };
     expiry.push(at, until);
     Some(deadline.map_or(until, |end| end.min(until)))
+}
+
+/// Whether the deadline has passed. Asked before each poll: what items compute may take any time. Without a deadline it
+/// costs nothing.
+#[inline]
+fn passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|end| end <= Instant::now())
 }
 
 /// Gives way to the rest of the task, and of the runtime, when the budget is used up: by our polls, or by what the items

@@ -69,11 +69,14 @@ impl<E: Send> PolicyError for ItemError<E> {
     }
 }
 
+/// The alternate form (`{:#}`) adds the reason of a refusal or a time-out, which is otherwise in `source`.
 impl<E: fmt::Display> fmt::Display for ItemError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operation(error) => error.fmt(f),
+            Self::Rejected(rejection) if f.alternate() => write!(f, "item not started: {rejection}"),
             Self::Rejected(_) => f.write_str("item not started"),
+            Self::TimedOut(timed_out) if f.alternate() => write!(f, "item timed out: {timed_out}"),
             Self::TimedOut(_) => f.write_str("item timed out"),
             Self::Panicked(panicked) => panicked.fmt(f),
             Self::Cancelled => f.write_str("cancelled: the gather stopped"),

@@ -151,6 +151,9 @@ impl Gather {
     /// Gives the whole call at most `limit` from its first poll: then it stops, items under way are
     /// [timed out](crate::ItemError::TimedOut), and what has ended by then is kept. (A time-out round the call would drop
     /// the results.) It is the deadline in force inside each item.
+    ///
+    /// An item that computes is not interrupted: the clock is looked at before each poll of one. The consumer of
+    /// [`for_each`](crate::Run::for_each) is not cut short either.
     pub const fn with_deadline(mut self, limit: Duration) -> Self {
         self.plan.deadline = Some(limit);
         self

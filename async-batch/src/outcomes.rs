@@ -25,6 +25,8 @@ pub enum Stopped {
     Failures,
     /// Its [deadline](crate::Gather::with_deadline) passed, or a pause could not end before it.
     Deadline,
+    /// A [`quorum`](crate::quorum) was asked of fewer futures than it takes.
+    TooFew,
 }
 
 impl fmt::Display for Stopped {
@@ -32,6 +34,7 @@ impl fmt::Display for Stopped {
         f.write_str(match self {
             Self::Failures => "stopped by its failures",
             Self::Deadline => "stopped by its deadline",
+            Self::TooFew => "fewer than it takes",
         })
     }
 }
@@ -190,7 +193,7 @@ impl<T, E: fmt::Debug, D> fmt::Debug for Outcomes<T, E, D> {
     }
 }
 
-/// Lists the first five failures.
+/// Lists the first five failures, each in its alternate form (`{:#}`): with the reason of a refusal.
 impl<T, E: fmt::Display, D> fmt::Display for Outcomes<T, E, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LISTED: usize = 5;
@@ -205,7 +208,7 @@ impl<T, E: fmt::Display, D> fmt::Display for Outcomes<T, E, D> {
         let mut own = self.failures.iter().filter(|(_, error)| !error.is_cancelled());
         let mut before = ": ";
         for (index, error) in own.by_ref().take(LISTED) {
-            write!(f, "{before}#{index}: {error}")?;
+            write!(f, "{before}#{index}: {error:#}")?;
             before = "; ";
         }
         match own.count() {

@@ -53,7 +53,8 @@ struct Span {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// How many items there are in all; `None` where the input does not tell beforehand.
+    /// How many items there are in all, those included that a stopped gather no longer starts; `None` where the input does
+    /// not tell beforehand.
     pub total: Option<usize>,
     /// Items that ended by themselves, well or not.
     pub done: usize,
@@ -139,7 +140,7 @@ impl Progress {
         let now = Instant::now();
         let mut span = self.counts.span.lock().unwrap_or_else(PoisonError::into_inner);
         match items {
-            (least, Some(most)) if least == most => span.total += most,
+            (least, Some(most)) if least == most => span.total = span.total.saturating_add(most),
             _ => span.unknown += 1,
         }
         span.running += 1;

@@ -2,7 +2,7 @@ use std::future::Future;
 use std::num::NonZeroUsize;
 
 use crate::order::Order;
-use crate::{Gather, ItemError, Outcomes, Settled};
+use crate::{Gather, ItemError, Outcomes, Settled, Stopped};
 
 /// Runs the futures side by side and gives the first success, with its index; the others are dropped.
 ///
@@ -10,7 +10,8 @@ use crate::{Gather, ItemError, Outcomes, Settled};
 ///
 /// # Errors
 ///
-/// When none succeeds: every error, with its index. Without any future, empty outcomes.
+/// When none succeeds: every error, with its index. Without any future, empty outcomes,
+/// [stopped](Outcomes::stopped) as [`TooFew`](Stopped::TooFew).
 ///
 /// # Cancel safety
 ///
@@ -66,7 +67,8 @@ where
 /// # Errors
 ///
 /// As soon as `k` successes can no longer be reached: the outcomes so far, every error and every success, and the rest
-/// as cancelled. With fewer futures than `k`, none is started and the outcomes are empty.
+/// as cancelled. With fewer futures than `k`, none is started and the outcomes are empty, stopped as
+/// [`TooFew`](Stopped::TooFew).
 ///
 /// # Cancel safety
 ///
@@ -96,7 +98,9 @@ where
     let futures: Vec<Fut> = futures.into_iter().collect();
     let count = futures.len();
     let Some(bearable) = count.checked_sub(k.get()) else {
-        return Err(Outcomes::with_capacity(0));
+        let mut none = Outcomes::with_capacity(0);
+        none.stop(Some(Stopped::TooFew));
+        return Err(none);
     };
     let lost_at = NonZeroUsize::MIN.saturating_add(bearable);
     let gather = everything().stop_after(lost_at);

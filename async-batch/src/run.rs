@@ -99,6 +99,9 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
     /// Hands each item that ends to `consumer`, one after the other, as they complete, and meanwhile goes on with those
     /// under way. An item holds its place until the consumer has taken its result, so no more than the limit wait for it.
     ///
+    /// A [deadline](crate::Gather::with_deadline) ends the items, not the consumer: that is still handed what has ended by
+    /// then, at its own pace, and the deadline is not in force inside it. Put a time-out into a consumer that may hang.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the call drops the consumer's future and ends the items as dropping the gather does; results that the
@@ -136,8 +139,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
                     busy.set(None);
                     taken += 1;
                 }
-                let limit = engine.plan().limit().get();
-                engine.horizon = limit.saturating_add(taken);
+                engine.ahead = taken;
                 let driven = engine.drive(cx, &mut |settled| {
                     waiting.push_back(settled);
                     true
@@ -250,8 +252,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Ordered<S, W, K> 
                 *taken += 1;
                 return Poll::Ready(Some(next));
             }
-            let limit = engine.plan().limit().get();
-            engine.horizon = taken.saturating_add(limit).saturating_add(*ahead);
+            engine.ahead = taken.saturating_add(*ahead);
             let done = ready!(engine.drive(cx, &mut |settled: Each<S, W, K>| {
                 order.push(settled.index, settled, |settled| ready.push_back(settled));
                 ready.is_empty()

@@ -46,11 +46,14 @@ impl<E: Send> PolicyError for LoadError<E> {
     }
 }
 
+/// The alternate form (`{:#}`) adds the reason of a refusal or a time-out, which is otherwise in `source`.
 impl<E: fmt::Display> fmt::Display for LoadError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operation(error) => error.fmt(f),
+            Self::Rejected(rejection) if f.alternate() => write!(f, "not loaded: {rejection}"),
             Self::Rejected(_) => f.write_str("not loaded"),
+            Self::TimedOut(timed_out) if f.alternate() => write!(f, "loading timed out: {timed_out}"),
             Self::TimedOut(_) => f.write_str("loading timed out"),
             Self::Panicked(panicked) => write!(f, "the loader {panicked}"),
             Self::WrongCount { keys, results } => {

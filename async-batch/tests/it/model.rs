@@ -353,7 +353,8 @@ proptest! {
                 Ok((index, value)) => assert_eq!((Some(&index), index), (successes.first(), value)),
                 Err(outcomes) => {
                     assert!(successes.is_empty());
-                    assert_eq!((outcomes.len(), outcomes.stopped()), (ends.len(), None));
+                    let stopped = ends.is_empty().then_some(Stopped::TooFew);
+                    assert_eq!((outcomes.len(), outcomes.stopped()), (ends.len(), stopped));
                 }
             }
             let first = first_to_finish(racers()).await.map(|(index, _)| index);

@@ -278,7 +278,9 @@ async fn a_deadline_keeps_what_has_ended() {
     assert_eq!((shown.done, shown.failed, shown.in_flight), (8, 2, 0));
     assert_eq!(
         outcomes.into_result().unwrap_err().to_string(),
-        "2 of 8 items failed, stopped by its deadline: #6: item timed out; #7: item timed out"
+        "2 of 8 items failed, stopped by its deadline: \
+         #6: item timed out: timeout expired: no answer within 95ms; \
+         #7: item timed out: timeout expired: no answer within 95ms"
     );
 
     let spawned = gather.spawn(0..100, item).await;
