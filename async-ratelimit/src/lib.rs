@@ -11,6 +11,7 @@ mod policy;
 mod queue;
 mod rate;
 mod sync;
+mod wake;
 
 pub use async_policy::{ConfigError, Failure, Guard, Name, Policy, Reason, Rejection};
 pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencySnapshot, OwnedPermit, Permit};

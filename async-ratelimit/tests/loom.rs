@@ -8,6 +8,8 @@ mod fifo;
 mod gate;
 #[path = "../src/concurrency/state.rs"]
 mod state;
+#[path = "../src/wake.rs"]
+mod wake;
 
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU32, Ordering};

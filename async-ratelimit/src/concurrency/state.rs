@@ -1,8 +1,11 @@
+use std::iter::from_fn;
+use std::mem::take;
 use std::sync::PoisonError;
 use std::task::Waker;
 
 use crate::fifo::{Fifo, Key};
 use crate::sync::{AtomicI64, Mutex, MutexGuard, Ordering};
+use crate::wake::wake_all;
 
 /// Set in the state word while somebody waits: newcomers then queue, and who releases looks at the queue.
 const WAITING: i64 = 1;
@@ -166,13 +169,18 @@ impl Semaphore {
         let mut waiters = self.lock();
         let waiter = waiters.queue.remove(key);
         let granted = matches!(waiter.status, Status::Granted);
+        let last = waiters.queue.is_empty();
+        if last && !granted {
+            // At once: a flag over an empty queue would refuse newcomers though permits are free.
+            self.word.fetch_and(!WAITING, Ordering::Release);
+        }
         drop(waiters);
         if granted && keep {
             return true;
         }
         if granted {
             self.release(waiter.n);
-        } else {
+        } else if !last {
             // It may have been the front, and those behind it lighter.
             self.hand_out(0);
         }
@@ -192,16 +200,23 @@ impl Semaphore {
 
     /// Gives out what is free and what comes `back`.
     #[cold]
-    fn hand_out(&self, mut back: i64) {
-        loop {
-            let Handed { waker, more } = self.hand_to_front(std::mem::take(&mut back));
-            if let Some(waker) = waker {
-                waker.wake();
+    fn hand_out(&self, back: i64) {
+        wake_all(self.grants(back));
+    }
+
+    /// Gives out what is free and what comes `back`, as it is asked for who is to be woken.
+    fn grants(&self, mut back: i64) -> impl Iterator<Item = Waker> {
+        let mut more = true;
+        from_fn(move || {
+            while take(&mut more) {
+                let handed = self.hand_to_front(take(&mut back));
+                more = handed.more;
+                if handed.waker.is_some() {
+                    return handed.waker;
+                }
             }
-            if !more {
-                return;
-            }
-        }
+            None
+        })
     }
 
     /// One at a time, because wakers are run without the lock.
@@ -243,11 +258,21 @@ impl Semaphore {
 
     /// Changes how many permits there are. Raised, it lets in those who wait; lowered, it takes effect as permits come back.
     pub(crate) fn set_limit(&self, limit: u32) -> u32 {
+        let before = self.set_limit_only(limit);
+        self.hand_out(0);
+        before
+    }
+
+    /// Lets in those who fit after [`set_limit_only`](Self::set_limit_only), as it is asked for who is to be woken.
+    pub(crate) fn let_in(&self) -> impl Iterator<Item = Waker> {
+        self.grants(0)
+    }
+
+    /// Changes how many permits there are, and wakes nobody yet: good under another lock.
+    pub(crate) fn set_limit_only(&self, limit: u32) -> u32 {
         let mut waiters = self.lock();
         let before = std::mem::replace(&mut waiters.limit, limit);
         self.word.fetch_add((i64::from(limit) - i64::from(before)) << 1, Ordering::Release);
-        drop(waiters);
-        self.hand_out(0);
         before
     }
 

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
@@ -13,6 +13,7 @@ use super::{DEFAULT_MAX_KEYS, check_max_keys};
 use crate::concurrency::{ConcurrencySnapshot, Semaphore, Shared as One, check_limit};
 use crate::event::{Event, emit};
 use crate::queue::Queue;
+use crate::wake::wake_all;
 
 /// A [`ConcurrencyLimit`](crate::ConcurrencyLimit) for each key: each client, tenant, host.
 ///
@@ -37,6 +38,8 @@ pub struct KeyedConcurrencyLimit<K: ?Sized> {
 #[derive(Debug)]
 struct Shared {
     shards: Shards<Shard>,
+    /// Held while the limit is changed in one shard after the other, so that the last change is the last for every key.
+    change: Mutex<()>,
     queue: Queue,
     name: Option<Name>,
 }
@@ -45,7 +48,15 @@ struct Shared {
 struct Shard {
     limit: u32,
     room: usize,
-    busy: ByHash<Arc<One>>,
+    busy: ByHash<Busy>,
+}
+
+/// The limit of a key, while it is used.
+#[derive(Debug)]
+struct Busy {
+    one: Arc<One>,
+    /// How many use it.
+    claims: usize,
 }
 
 /// Builds a [`KeyedConcurrencyLimit`].
@@ -100,7 +111,7 @@ impl<K: ?Sized> KeyedConcurrencyLimitBuilder<K> {
         let shards = Shards::new(self.max_keys, |room| {
             Ok(Shard { limit: self.limit, room, busy: ByHash::default() })
         })?;
-        let shared = Shared { shards, queue: self.queue, name: self.name };
+        let shared = Shared { shards, change: Mutex::new(()), queue: self.queue, name: self.name };
         Ok(KeyedConcurrencyLimit { shared: Arc::new(shared), key: PhantomData })
     }
 }
@@ -155,16 +166,18 @@ impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
     /// `limit`: zero.
     pub fn set_limit(&self, limit: u32) -> Result<(), ConfigError> {
         check_limit(limit)?;
-        let mut from = limit;
+        let (mut from, mut changed) = (limit, Vec::new());
+        let change = self.shared.change.lock().unwrap_or_else(PoisonError::into_inner);
         for mut shard in self.shared.shards.each() {
             from = std::mem::replace(&mut shard.limit, limit);
-            let busy: Vec<_> = shard.busy.values().cloned().collect();
-            drop(shard);
-            // Without the lock, because it wakes.
-            for one in busy {
-                one.semaphore.set_limit(limit);
+            for busy in shard.busy.values() {
+                busy.one.semaphore.set_limit_only(limit);
+                changed.push(Arc::clone(&busy.one));
             }
         }
+        drop(change);
+        // Without a lock, because it wakes.
+        wake_all(changed.iter().flat_map(|one| one.semaphore.let_in()));
         let event = Event::LimitChanged { from, to: limit };
         emit(PolicyKind::ConcurrencyLimit, self.shared.name.as_ref(), &event);
         Ok(())
@@ -213,24 +226,18 @@ impl ConcurrencyLimitKey<'_> {
     fn claim(&self) -> Result<Claim, Rejection> {
         let mut shard = self.shared.shards.lock(self.hash);
         let Shard { limit, room, busy } = &mut *shard;
-        let one = match busy.get(&self.hash) {
-            Some(one) => Arc::clone(one),
-            None if busy.len() >= *room => {
-                drop(shard);
-                return Err(One::rejection(self.shared.name.as_ref(), Reason::LimitReached));
-            }
-            None => {
-                let one = Arc::new(One {
-                    semaphore: Semaphore::new(*limit),
-                    queue: self.shared.queue,
-                    name: self.shared.name.clone(),
-                });
-                busy.insert(self.hash, Arc::clone(&one));
-                one
-            }
-        };
+        if busy.len() >= *room && !busy.contains_key(&self.hash) {
+            drop(shard);
+            return Err(One::rejection(self.shared.name.as_ref(), Reason::LimitReached));
+        }
+        let busy = busy.entry(self.hash).or_insert_with(|| {
+            let (queue, name) = (self.shared.queue, self.shared.name.clone());
+            Busy { one: Arc::new(One { semaphore: Semaphore::new(*limit), queue, name }), claims: 0 }
+        });
+        busy.claims += 1;
+        let one = Arc::clone(&busy.one);
         drop(shard);
-        Ok(Claim { one: Some(one), home: Arc::clone(self.shared), hash: self.hash })
+        Ok(Claim { one, home: Arc::clone(self.shared), hash: self.hash })
     }
 
     /// Takes a permit if one is free and nobody waits for this key.
@@ -249,7 +256,7 @@ impl ConcurrencyLimitKey<'_> {
     /// As [`KeyedConcurrencyLimit::try_acquire`], and [`Reason::ExceedsCapacity`] if `weight` is above the limit itself.
     pub fn try_acquire_many(&self, weight: u32) -> Result<KeyedPermit, Rejection> {
         let claim = self.claim()?;
-        claim.one().try_acquire(weight)?;
+        claim.one.try_acquire(weight)?;
         Ok(KeyedPermit { claim, weight })
     }
 
@@ -277,9 +284,9 @@ impl ConcurrencyLimitKey<'_> {
     /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many).
     pub async fn acquire_many(&self, weight: u32) -> Result<KeyedPermit, Rejection> {
         let claim = self.claim()?;
-        let since = claim.one().acquire(weight).await?;
+        let since = claim.one.acquire(weight).await?;
         let permit = KeyedPermit { claim, weight };
-        permit.claim.one().waited(since);
+        permit.claim.one.waited(since);
         Ok(permit)
     }
 
@@ -288,31 +295,24 @@ impl ConcurrencyLimitKey<'_> {
     pub fn snapshot(&self) -> ConcurrencySnapshot {
         let shard = self.shared.shards.lock(self.hash);
         let idle = ConcurrencySnapshot { limit: shard.limit, in_flight: 0, waiting: 0 };
-        shard.busy.get(&self.hash).map_or(idle, |one| one.snapshot())
+        shard.busy.get(&self.hash).map_or(idle, |busy| busy.one.snapshot())
     }
 }
 
 /// Keeps a key's limit while it is used; the last to go evicts it.
 #[derive(Debug)]
 struct Claim {
-    one: Option<Arc<One>>,
+    one: Arc<One>,
     home: Arc<Shared>,
     hash: u64,
-}
-
-impl Claim {
-    fn one(&self) -> &One {
-        self.one.as_ref().expect("there until dropped")
-    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut shard = self.home.shards.lock(self.hash);
-        // Given up under the lock, so that of two who go at once the second sees that it is the last.
-        if let Some(one) = self.one.take()
-            && Arc::strong_count(&one) == 2
-        {
+        let Some(busy) = shard.busy.get_mut(&self.hash) else { return };
+        busy.claims -= 1;
+        if busy.claims == 0 {
             shard.busy.remove(&self.hash);
             let few = shard.busy.len() < shard.busy.capacity() / 8;
             if few && shard.busy.capacity() > 64 {
@@ -340,6 +340,6 @@ impl KeyedPermit {
 
 impl Drop for KeyedPermit {
     fn drop(&mut self) {
-        self.claim.one().semaphore.release(self.weight);
+        self.claim.one.semaphore.release(self.weight);
     }
 }

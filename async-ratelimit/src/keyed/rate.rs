@@ -2,7 +2,7 @@ use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::rate::{
     AtEngine, Cells, Clock, Desk, Engine, Joined, Line, Quota, RateSnapshot, Refusal, Tat, Turn, Wait,
     refuse, rejection, snapshot, warn_if_too_fine,
 };
+use crate::wake::wake_all;
 
 /// Idle keys are looked for so often, while new ones come: most come again, and to forget them each time costs more than room.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -50,6 +51,8 @@ pub struct KeyedRateLimit<K: ?Sized> {
 #[derive(Debug)]
 struct Shared {
     shards: Shards<Shard>,
+    /// Held while the quota is changed in one shard after the other, so that the last change is the last for every key.
+    change: Mutex<()>,
     queue: Queue,
     name: Option<Name>,
 }
@@ -124,7 +127,7 @@ impl<K: ?Sized> KeyedRateLimitBuilder<K> {
             })
         })?;
         warn_if_too_fine(self.quota, self.queue, self.name.as_ref());
-        let shared = Shared { shards, queue: self.queue, name: self.name };
+        let shared = Shared { shards, change: Mutex::new(()), queue: self.queue, name: self.name };
         Ok(KeyedRateLimit { shared: Arc::new(shared), key: PhantomData })
     }
 }
@@ -244,8 +247,9 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
     /// As [`KeyedRateLimitBuilder::build`]; nothing is changed then.
     pub fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
         Engine::new(quota, Clock::default())?;
-        let from = self.quota();
         let mut wakers = Vec::new();
+        let change = self.shared.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = self.quota();
         for mut shard in self.shared.shards.each() {
             let shard = &mut *shard;
             let engine = Engine::new(quota, Clock::default())?;
@@ -260,7 +264,8 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
                 line.reckon(&cells, &mut wakers);
             }
         }
-        wakers.into_iter().for_each(Waker::wake);
+        drop(change);
+        wake_all(wakers.into_iter());
         let name = self.shared.name.as_ref();
         emit(PolicyKind::RateLimit, name, &Event::QuotaChanged { from, to: quota });
         warn_if_too_fine(quota, self.shared.queue, name);

@@ -41,6 +41,14 @@ impl<E> Gate<E> {
         f(replaced.as_ref().unwrap_or(&self.first))
     }
 
+    /// Looks at the engine in force without the lock of the queue, which keeps it in force.
+    pub(super) fn look<R>(&self, f: impl Fn(&E) -> R) -> R {
+        let seen = self.with(&f);
+        // The first may have been retired meanwhile, and then what was seen is of no use. (Seen after it was replaced once, it was
+        // seen under a lock.)
+        if self.word.load(Ordering::Acquire) & REPLACED == 0 { seen } else { self.with(f) }
+    }
+
     pub(super) fn is_waiting(&self) -> bool {
         self.word.load(Ordering::Acquire) & WAITING != 0
     }

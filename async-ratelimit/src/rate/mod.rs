@@ -24,6 +24,7 @@ pub use tower::{RateLimitFuture, RateLimitLayer, RateLimitService};
 use crate::event::{Event, emit};
 use crate::fifo::Key;
 use crate::queue::Queue;
+use crate::wake::wake_all;
 pub(crate) use clock::Clock;
 pub(crate) use engine::{Engine, Tat};
 use gate::Gate;
@@ -155,7 +156,7 @@ impl RateLimit {
 
     /// The quota in force.
     pub fn quota(&self) -> Quota {
-        self.shared.with_engine(|engine, _| engine.quota())
+        self.shared.gate.look(|(engine, _)| engine.quota())
     }
 
     /// What it looks like now.
@@ -250,7 +251,10 @@ impl Shared {
     #[cold]
     fn refused_now(&self, n: u32) -> Rejection {
         let ahead = if self.gate.is_waiting() { self.lock().cells() } else { 0 };
-        self.refuse(self.with_cells(|cells| refuse(Reason::LimitReached, n, ahead, cells)))
+        self.refuse(self.gate.look(|(engine, tat)| {
+            let cells = AtEngine { engine, tat, now: engine.now() };
+            refuse(Reason::LimitReached, n, ahead, &cells)
+        }))
     }
 
     fn refuse(&self, refusal: Refusal) -> Rejection {
@@ -269,7 +273,7 @@ impl Shared {
         });
         self.with_cells(|cells| line.reckon(cells, &mut wakers));
         drop(line);
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers.into_iter());
         let name = self.name.as_ref();
         emit(PolicyKind::RateLimit, name, &Event::QuotaChanged { from, to: quota });
         warn_if_too_fine(quota, self.queue, name);

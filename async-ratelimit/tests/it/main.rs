@@ -8,6 +8,7 @@ mod http;
 mod keyed;
 #[cfg(feature = "metrics")]
 mod measures;
+mod races;
 mod rate;
 #[cfg(feature = "tracing")]
 mod telemetry;
