@@ -79,7 +79,7 @@ fn permits(table: &mut Table) {
         .ours("async-ratelimit", |n| {
             block_on(async {
                 for _ in 0..n {
-                    drop(black_box(ours.acquire_owned(1).await.unwrap()));
+                    drop(black_box(ours.acquire_owned().await.unwrap()));
                 }
             });
         })

@@ -94,13 +94,23 @@ impl ConcurrencyLimit {
         shared.try_acquire(weight).map(|()| Permit { shared, weight })
     }
 
+    /// [`try_acquire`](Self::try_acquire) for a permit that outlives the borrow.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    #[inline]
+    pub fn try_acquire_owned(&self) -> Result<OwnedPermit, Rejection> {
+        self.try_acquire_many_owned(1)
+    }
+
     /// [`try_acquire_many`](Self::try_acquire_many) for a permit that outlives the borrow.
     ///
     /// # Errors
     ///
     /// As [`try_acquire_many`](Self::try_acquire_many).
     #[inline]
-    pub fn try_acquire_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
+    pub fn try_acquire_many_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
         self.shared.try_acquire(weight).map(|()| OwnedPermit { shared: Arc::clone(&self.shared), weight })
     }
 
@@ -142,6 +152,20 @@ impl ConcurrencyLimit {
         Ok(permit)
     }
 
+    /// [`acquire`](Self::acquire) for a permit that outlives the borrow: to move into a task.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    #[inline]
+    pub async fn acquire_owned(&self) -> Result<OwnedPermit, Rejection> {
+        self.acquire_many_owned(1).await
+    }
+
     /// [`acquire_many`](Self::acquire_many) for a permit that outlives the borrow: to move into a task.
     ///
     /// # Errors
@@ -152,7 +176,7 @@ impl ConcurrencyLimit {
     ///
     /// As [`acquire_many`](Self::acquire_many).
     #[inline]
-    pub async fn acquire_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
+    pub async fn acquire_many_owned(&self, weight: u32) -> Result<OwnedPermit, Rejection> {
         let since = self.shared.acquire(weight).await?;
         let permit = OwnedPermit { shared: Arc::clone(&self.shared), weight };
         self.shared.waited(since);

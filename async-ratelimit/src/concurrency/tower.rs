@@ -37,7 +37,12 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 ///
 /// `poll_ready` reserves the permit, waiting for it where the queue allows, so that backpressure reaches the caller; the
 /// response future holds it. A service that is dropped before its call gives the permit back. A refusal is the answer of
-/// the call, never of `poll_ready`, and does not reach the inner service.
+/// the call, never of `poll_ready`, and does not reach the inner service; asked again before the call, `poll_ready` looks
+/// whether there is room now.
+///
+/// A permit stays reserved until the service is called or dropped. A layer outside that asks for readiness and then does not
+/// call keeps it so long; put layers that refuse in `call` inside this one, unless they drop the service that was ready, as
+/// those of this crate do.
 #[derive(Debug)]
 pub struct ConcurrencyLimitService<S> {
     inner: S,
@@ -79,6 +84,11 @@ where
     type Future = ConcurrencyLimitFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if matches!(self.reserved, Reserved::Refused(_)) && self.limit.shared.semaphore.try_acquire(1) {
+            // Refused in an earlier poll, and since then room has come free.
+            self.reserved =
+                Reserved::Permit(OwnedPermit { shared: Arc::clone(&self.limit.shared), weight: 1 });
+        }
         loop {
             self.reserved = match &mut self.reserved {
                 Reserved::Nothing => match self.limit.shared.semaphore.try_acquire(1) {

@@ -56,7 +56,7 @@ pub struct HttpRateLimitService<S, X> {
 
 impl<S, X, B, C> Service<Request<B>> for HttpRateLimitService<S, X>
 where
-    S: Service<Request<B>, Response = Response<C>>,
+    S: Service<Request<B>, Response = Response<C>> + Clone,
     X: KeyExtractor,
     C: Default,
 {
@@ -77,7 +77,11 @@ where
         let taken = key.try_acquire();
         let state = match taken {
             Ok(()) => State::Running { future: self.inner.call(request) },
-            Err(rejection) => State::Refused { rejection: Some(rejection) },
+            Err(rejection) => {
+                // What the inner service has reserved to be ready is for others.
+                self.inner = self.inner.clone();
+                State::Refused { rejection: Some(rejection) }
+            }
         };
         HttpRateLimitFuture { state, limit: self.limit.clone(), snapshot: key.snapshot() }
     }

@@ -33,7 +33,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// (Among a million keys the odds that some two share a hash, and so a limit, are one in 37 million.)
 ///
 /// A key whose burst is full again is as good as unknown, and evicted within ten seconds while new keys come. With more busy keys than `max_keys`, the
-/// busy ones that have used least are forgotten first, and begin again with a full burst.
+/// busy ones that have used least are forgotten first, and begin again with a full burst. Keys that somebody waits for are never
+/// forgotten: with seven eighths of the room taken by them nobody can wait for a further key (`QueueFull`).
 ///
 /// ```
 /// use async_ratelimit::{KeyedRateLimit, Quota};
@@ -153,12 +154,19 @@ impl Shard {
         self.state(hash).take(n.get())
     }
 
+    /// Whether as many other keys are waited for as may be: they cannot be forgotten, and some must be.
+    fn is_crowded(&self, hash: u64) -> bool {
+        self.lines.len() >= self.room - self.room / 8 && !self.lines.contains_key(&hash)
+    }
+
     /// What a line needs, without a borrow of the lines.
     fn with_line<R>(&mut self, hash: u64, f: impl FnOnce(&mut Line, &mut AtEngine<'_>) -> R) -> R {
         let mut line = self.lines.remove(&hash).unwrap_or_else(Line::new);
         let result = f(&mut line, &mut self.state(hash));
         if !line.is_empty() {
             self.lines.insert(hash, line);
+        } else if self.lines.capacity() > 64 && self.lines.len() < self.lines.capacity() / 8 {
+            self.lines.shrink_to(64);
         }
         result
     }
@@ -396,6 +404,12 @@ impl Desk for RateLimitKey<'_> {
         let mut waker = Some(waker);
         let queue = self.shared.queue;
         let mut shard = self.shared.shards.lock(self.hash);
+        if queue.max_len > 0 && shard.is_crowded(self.hash) {
+            let state = AtEngine { engine: &shard.engine, tat: &Tat::default(), now: shard.engine.now() };
+            let refusal = refuse(Reason::QueueFull, n, 0, &state);
+            drop(shard);
+            return Err(rejection(refusal, self.shared.name.as_ref()));
+        }
         let joined =
             shard.with_line(self.hash, |line, cells| line.join(n, queue, Deadline::fits, &mut waker, cells));
         drop(shard);

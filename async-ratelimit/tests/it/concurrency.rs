@@ -41,7 +41,7 @@ async fn without_a_queue_who_finds_no_room_is_refused() {
     assert_eq!(refused.to_string(), "concurrency limit `db` refused: limit reached");
     assert_eq!(reason(limit.try_acquire()), Reason::LimitReached);
     drop(one);
-    let three = limit.try_acquire_owned(1).unwrap();
+    let three = limit.try_acquire_owned().unwrap();
     assert_eq!(limit.in_flight(), 2);
     drop((two, three));
     assert_eq!(limit.in_flight(), 0);
@@ -208,7 +208,7 @@ async fn dropped_at_every_await_everything_is_given_back() {
     let limit = queued(1);
     let points = drop_at_every_await(
         || {
-            let held = limit.try_acquire_owned(1).unwrap();
+            let held = limit.try_acquire_owned().unwrap();
             tokio::spawn(async move {
                 sleep(ms(5)).await;
                 drop(held);
@@ -273,7 +273,7 @@ async fn under_threads_it_never_lets_in_more_than_the_limit() {
             tokio::spawn(async move {
                 for round in 0..200 {
                     let weight = 1 + (n + round) % 3;
-                    let permit = limit.acquire_owned(weight).await.unwrap();
+                    let permit = limit.acquire_many_owned(weight).await.unwrap();
                     assert!(inside.fetch_add(weight, SeqCst) + weight <= 3);
                     tokio::task::yield_now().await;
                     inside.fetch_sub(weight, SeqCst);

@@ -144,3 +144,19 @@ async fn a_full_bulkhead_answers_503_a_timeout_504_and_a_rate_limit_429() {
     assert_eq!(ask(&service, with_key("x")).await.status(), StatusCode::OK);
     assert_eq!(bulkhead.in_flight(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_429_leaves_nothing_reserved_behind_it() {
+    let per_client = KeyedRateLimit::builder(Quota::per_hour(1)).build().unwrap();
+    let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
+    let mut service = ServiceBuilder::new()
+        .layer(HttpRateLimitLayer::new(per_client, by_header(API_KEY)))
+        .layer(AnswerLayer)
+        .layer(ConcurrencyLimitLayer::new(bulkhead.clone()))
+        .map_err(Failure::Operation)
+        .service(service_fn(hello));
+    let request = || Request::new(String::new());
+    assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 200);
+    assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 429);
+    assert_eq!(bulkhead.in_flight(), 0);
+}

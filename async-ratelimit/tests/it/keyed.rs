@@ -273,3 +273,21 @@ async fn under_threads_no_key_is_left_behind() {
     }
     assert!(limit.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_waited_for_are_bounded_too() {
+    let quota = Quota::per_hour(1);
+    let limit = KeyedRateLimit::<u64>::builder(quota).with_max_keys(64).with_queue(1, None).build().unwrap();
+    let mut waits = tokio::task::JoinSet::new();
+    for key in 0..5_000 {
+        let limit = limit.clone();
+        waits.spawn(async move {
+            let _ = limit.try_acquire(&key);
+            limit.acquire(&key).await
+        });
+    }
+    settle().await;
+    assert!(limit.len() <= 64 * 16, "{} keys kept", limit.len());
+    let refused = waits.try_join_next().unwrap().unwrap();
+    assert_eq!(reason(refused), Reason::QueueFull);
+}

@@ -96,13 +96,13 @@ async fn a_subscriber_that_panics_costs_no_permit() {
         }
     }
     let limit = ConcurrencyLimit::builder(1).with_queue(1, None).build().unwrap();
-    let held = limit.try_acquire_owned(1).unwrap();
+    let held = limit.try_acquire_owned().unwrap();
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(|| Boom).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let waiter = tokio::spawn({
         let limit = limit.clone();
-        async move { limit.acquire_owned(1).await.map(drop) }
+        async move { limit.acquire_owned().await.map(drop) }
     });
     settle().await;
     drop(held);

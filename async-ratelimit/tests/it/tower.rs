@@ -52,7 +52,7 @@ async fn the_concurrency_layer_reserves_in_poll_ready_and_gives_back_on_drop() {
 #[tokio::test(start_paused = true)]
 async fn it_never_refuses_from_poll_ready_so_a_buffer_above_stays_alive() {
     let limit = ConcurrencyLimit::builder(1).build().unwrap();
-    let held = limit.try_acquire_owned(1).unwrap();
+    let held = limit.try_acquire_owned().unwrap();
     let boxed = |error: Infallible| -> Box<dyn Error + Send + Sync> { error.into() };
     let mut service = ServiceBuilder::new()
         .buffer(1)
@@ -129,4 +129,17 @@ async fn both_mix_with_a_timeout_and_towers_own_layers() {
     assert_eq!(reasons, [None, None, None, Some(Some(Reason::DeadlineTooClose))]);
     drop(service);
     assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_asked_for_again_looks_again() {
+    let limit = ConcurrencyLimit::builder(1).build().unwrap();
+    let mut service = ServiceBuilder::new()
+        .layer(ConcurrencyLimitLayer::new(limit.clone()))
+        .map_err(Failure::Operation)
+        .service(service_fn(slow));
+    let busy = limit.try_acquire().unwrap();
+    service.ready().await.unwrap();
+    drop(busy);
+    assert_eq!(service.ready().await.unwrap().call(1).await, Ok(1));
 }
