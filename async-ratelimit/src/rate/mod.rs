@@ -125,6 +125,9 @@ impl RateLimit {
     /// First come, first served: who waits for many cells is not passed by who wants few. The longest wait is judged when
     /// the waiter joins: a quota that is made slower later makes it wait longer.
     ///
+    /// The front takes its cells when it is polled: a future that has joined and is then kept without being polled or dropped
+    /// (in a `select!` loop, a buffered stream) holds up those behind it, beyond their longest wait too. Drop it, or spawn it.
+    ///
     /// # Errors
     ///
     /// Each but the last with the time after which to come again, computed from the queue ahead:
