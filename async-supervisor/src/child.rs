@@ -131,7 +131,8 @@ impl Child {
 
     /// It calls [`ctx.heartbeat()`](Context::heartbeat) at least this often once it is up. When a heartbeat is overdue, it is
     /// stopped, and that counts as a failure however it ends ([`Exit::MissedHeartbeat`](crate::Exit::MissedHeartbeat)).
-    /// Zero is refused when the supervisor is started.
+    /// Zero is refused when the supervisor is started, and so is any for a supervisor or [tracked tasks](crate::Tasks::child), which never
+    /// call it.
     pub fn with_heartbeat(mut self, within: Duration) -> Self {
         self.rules().heartbeat = Some(within);
         self
@@ -167,6 +168,14 @@ impl Child {
         if rules.heartbeat.is_some_and(|within| within.is_zero()) {
             return wrong("child.heartbeat", "0ns", "more than zero");
         }
+        if let Some(within) = rules.heartbeat.filter(|_| rules.mute) {
+            return wrong(
+                "child.heartbeat",
+                &format!("{within:?}"),
+                "none, since supervisors and tracked tasks never beat",
+            );
+        }
+        self.launch.check()?;
         let every = rules.every.map_or(Ok(()), |every| every.check());
         rules.backoff.check().and(every).or_else(|(field, value, expected)| wrong(field, &value, expected))
     }

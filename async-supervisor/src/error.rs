@@ -206,6 +206,9 @@ pub enum CommandError {
     /// The child did not end even when it was aborted: it blocks its thread. The command is completed when it ends.
     #[error("child `{0}` would not stop")]
     WouldNotStop(Arc<str>),
+    /// The supervisor is restarting a group and waits for this child, which would not stop.
+    #[error("the supervisor waits for child `{0}`, which would not stop")]
+    Blocked(Arc<str>),
     /// The child was started, and ended before it was ready.
     #[error("child `{name}` did not start{}", because(.error))]
     StartFailed {

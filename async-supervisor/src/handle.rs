@@ -206,7 +206,8 @@ impl Shared {
 /// A handle to a running supervisor, to ask and command it. Cheap to clone; it does not keep the supervisor running.
 ///
 /// Questions are answered at once, whatever the supervisor is doing. Commands are carried out one after the other,
-/// after the sequence of starts or stops that is going on.
+/// after the sequence of starts or stops that is going on; where the restart of a group waits for a child that would not stop, they are
+/// refused ([`CommandError::Blocked`], and [`CommandError::WouldNotStop`] for that child).
 #[derive(Clone, Debug)]
 pub struct Handle {
     shared: Arc<Shared>,

@@ -49,13 +49,20 @@ struct Unit {
     run: Option<(Arc<Run>, Option<AbortHandle>)>,
 }
 
+/// A command that has not been answered, and the child that came with it.
+struct Asked {
+    reply: Reply,
+    name: Arc<str>,
+    child: Option<Child>,
+}
+
 /// The loop of one supervisor: the only one that moves its core.
 pub(crate) struct Runner {
     shared: Arc<Shared>,
     inbox: UnboundedReceiver<Message>,
     units: Vec<Option<Unit>>,
     /// Who waits for the answer to a command, and the child it is about. A place is used again after the answer.
-    replies: Vec<Option<(Reply, Arc<str>)>>,
+    replies: Vec<Option<Asked>>,
     free: Vec<CommandId>,
     actions: Vec<Action>,
     check: crate::AutoShutdown,
@@ -228,7 +235,7 @@ impl Runner {
                 }
             }
             Message::Command { verb, name, reply } => {
-                let id = self.expect(reply, &name);
+                let id = self.expect(reply, &name, None);
                 self.shared.core().command(now, id, verb, name);
             }
             Message::Add { child, reply } => {
@@ -237,31 +244,25 @@ impl Runner {
                     bury(child);
                     return;
                 }
-                let id = self.expect(reply, &child.name);
                 let (name, rules) = (Arc::clone(&child.name), Arc::clone(&child.rules));
-                let added = self.shared.core().add(now, id, name, rules);
-                match added {
-                    Ok(key) => self.adopt(key, child),
-                    Err(answer) => {
-                        self.answer(id, answer);
-                        bury(child);
-                    }
-                }
+                let id = self.expect(reply, &name, Some(child));
+                self.shared.core().add(now, id, name, rules);
             }
         }
     }
 
-    fn expect(&mut self, reply: Reply, name: &Arc<str>) -> CommandId {
+    fn expect(&mut self, reply: Reply, name: &Arc<str>, child: Option<Child>) -> CommandId {
         let id = self.free.pop().unwrap_or_else(|| {
             self.replies.push(None);
             CommandId(self.replies.len() - 1)
         });
-        self.replies[id.0] = Some((reply, Arc::clone(name)));
+        self.replies[id.0] = Some(Asked { reply, name: Arc::clone(name), child });
         id
     }
 
     fn answer(&mut self, id: CommandId, answer: Answer) {
-        let Some((reply, name)) = self.replies.get_mut(id.0).and_then(Option::take) else { return };
+        let Some(asked) = self.replies.get_mut(id.0).and_then(Option::take) else { return };
+        let Asked { reply, name, child } = asked;
         self.free.push(id);
         // Who no longer waits for the answer does not want it.
         let _ = reply.send(match answer {
@@ -274,8 +275,10 @@ impl Runner {
             Answer::Stopping => Err(CommandError::Stopping(name)),
             Answer::WouldNotStop => Err(CommandError::WouldNotStop(name)),
             Answer::StartFailed(error) => Err(CommandError::StartFailed { name, error }),
+            Answer::Blocked(by) => Err(CommandError::Blocked(by)),
             Answer::ShutDown => Err(CommandError::ShutDown),
         });
+        bury(child);
     }
 
     /// Does what the core has decided, outside its lock. Says when the core wants to be asked again.
@@ -334,6 +337,12 @@ impl Runner {
                 }
             }
             Action::Answer { id, answer } => self.answer(id, answer),
+            Action::Adopt { key, id } => {
+                let asked = self.replies.get_mut(id.0).and_then(Option::as_mut);
+                if let Some(child) = asked.and_then(|asked| asked.child.take()) {
+                    self.adopt(key, child);
+                }
+            }
             Action::Up => {
                 self.shared.progress.send_replace(Progress::Up);
                 self.emit(|| EventKind::Up);
@@ -424,6 +433,9 @@ impl Drop for Runner {
                 }
             }
             bury(unit);
+        }
+        for asked in self.replies.drain(..).flatten() {
+            bury(asked.child);
         }
         self.inbox.close();
         while let Ok(message) = self.inbox.try_recv() {

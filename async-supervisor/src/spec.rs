@@ -74,6 +74,8 @@ pub(crate) struct Rules {
     pub(crate) heartbeat: Option<Duration>,
     /// Whether it is a supervisor: it aborts what is below it in its own time.
     pub(crate) supervisor: bool,
+    /// Whether it never beats its heart: it does no work of its own.
+    pub(crate) mute: bool,
     /// How often it runs, if it is periodic.
     pub(crate) every: Option<Every>,
 }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -143,25 +144,41 @@ impl Supervisor {
         self
     }
 
-    fn prepare(&self, children: Vec<Child>, place: Place) -> Result<(Handle, Runner), ConfigError> {
-        let mut config = self.config.clone();
-        config.seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
-        let (check, strategy, most) = (config.auto_shutdown, config.strategy, config.max_children);
+    /// Whether it can be made like this, with these children and all that is below them.
+    fn check(&self, children: &[Child]) -> Result<(), ConfigError> {
         if self.watchdog.is_some_and(|limit| limit.is_zero()) {
             return Err(ConfigError::new("watchdog", "0ns", "more than zero"));
         }
         let there = children.len();
-        if let Some(limit) = most.filter(|most| there > *most) {
+        if let Some(limit) = self.config.max_children.filter(|most| there > *most) {
             return Err(ConfigError::new(
                 "max_children",
                 limit,
                 format_args!("at least the {there} there are"),
             ));
         }
+        let mut names = HashSet::with_capacity(there);
+        for child in children {
+            child.check(self.config.auto_shutdown)?;
+            if !names.insert(&child.name) {
+                return Err(ConfigError::new("child.name", &child.name, "a name of its own"));
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, children: Vec<Child>, place: Place) -> Result<(Handle, Runner), ConfigError> {
+        let mut config = self.config.clone();
+        config.seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
+        let (check, strategy, most) = (config.auto_shutdown, config.strategy, config.max_children);
+        // What is below a parent was checked with it.
+        if place.above.is_none() {
+            self.check(&children)?;
+        }
+        let there = children.len();
         let (mut core, mut keys) = (Core::new(config, there), Vec::with_capacity(there));
         let now = Instant::now();
         for child in &children {
-            child.check(check)?;
             let key = core.prepare(now, Arc::clone(&child.name), Arc::clone(&child.rules));
             let key = key.ok_or_else(|| ConfigError::new("child.name", &child.name, "a name of its own"))?;
             keys.push(key);
@@ -224,6 +241,7 @@ impl Supervisor {
         let mut child = Child::launching(name, Arc::new(Nested(spec)));
         let rules = child.rules();
         rules.supervisor = true;
+        rules.mute = true;
         rules.shutdown = Shutdown::Wait;
         rules.readiness = Some(Duration::MAX);
         child
@@ -234,6 +252,10 @@ impl Supervisor {
 struct Nested(Arc<Supervisor>);
 
 impl Launch for Nested {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.0.check(&self.0.children)
+    }
+
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
         let above = &ctx.run.shared;
         let prepared = self.0.prepare(

@@ -90,6 +90,8 @@ struct State {
     spawned: u64,
     failures: VecDeque<(TaskFailure, OwnedSemaphorePermit)>,
     abort: CancellationToken,
+    /// Tells those that wait for a place that no more tasks are taken.
+    closed: CancellationToken,
 }
 
 impl fmt::Debug for Inner {
@@ -140,6 +142,7 @@ impl Tasks {
             spawned: 0,
             failures: VecDeque::new(),
             abort: CancellationToken::new(),
+            closed: CancellationToken::new(),
         };
         let inner = Inner {
             name: name.into(),
@@ -209,11 +212,13 @@ impl Tasks {
             return Err(self.refuse(Reason::DeadlineTooClose));
         }
         let closed = || self.refuse(Reason::ShutDown);
+        let close = self.inner().state().closed.clone();
         if self.inner().tracker.is_closed() {
             return Err(closed());
         }
         let slots = Arc::clone(&self.inner().slots);
-        let permit = slots.acquire_owned().await.map_err(|_| closed())?;
+        let permit = close.run_until_cancelled(slots.acquire_owned()).await;
+        let permit = permit.and_then(Result::ok).ok_or_else(closed)?;
         self.start(task.into(), future, permit)
     }
 
@@ -289,9 +294,17 @@ impl Tasks {
         }
     }
 
-    /// Takes no more tasks. Those that run go on.
+    /// Takes no more tasks, those that wait for a place among them. Those that run go on.
     pub fn close(&self) {
         self.inner().tracker.close();
+        let closed = self.inner().state().closed.clone();
+        closed.cancel();
+    }
+
+    fn reopen(&self) {
+        let before = std::mem::take(&mut self.inner().state().closed);
+        self.inner().tracker.reopen();
+        before.cancel();
     }
 
     /// Aborts all tasks at their next await point; more can be started.
@@ -322,9 +335,12 @@ impl Tasks {
     /// Makes a child that looks after these tasks: each failure becomes an [`EventKind::TaskFailed`](crate::EventKind::TaskFailed) and the child's
     /// last error in snapshots, with the number of failures so far. When it is stopped it takes no more tasks and waits for those that run;
     /// what fails then is in the [report](crate::Report::failed). If it is aborted because they take too long, so are they. Started again, it takes tasks again.
+    /// It has no heartbeat: one is refused when the supervisor is started.
     pub fn child(&self) -> Child {
-        Child::with(Arc::clone(&self.inner().name), self.clone(), async |ctx: Context, tasks: Tasks| {
-            tasks.inner().tracker.reopen();
+        let name = Arc::clone(&self.inner().name);
+        let mut child = Child::with(name, self.clone(), async |ctx: Context, tasks: Tasks| {
+            tasks.reopen();
+            ctx.ready();
             let abort = AbortOnDrop(&tasks);
             let mut failed = 0;
             let mut report = |failure: TaskFailure| {
@@ -344,7 +360,9 @@ impl Tasks {
                 report(failure);
             }
             std::mem::forget(abort);
-        })
+        });
+        child.rules().mute = true;
+        child
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 
 use crate::poll;
 use crate::runner::Guard;
-use crate::{BoxError, Context, Exit, WorkerError};
+use crate::{BoxError, ConfigError, Context, Exit, WorkerError};
 
 /// A worker as a trait object, for those that are chosen at run time or carry much state.
 ///
@@ -77,6 +77,11 @@ impl IntoExit for Exit {
 pub(crate) trait Launch: Send + Sync + 'static {
     /// `guard` reports the end of the run, however it ends.
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle>;
+
+    /// Whether it can be made like this, where that is not known to be so.
+    fn check(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
 }
 
 /// A closure whose future runs as a task.

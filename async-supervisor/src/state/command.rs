@@ -1,6 +1,6 @@
 //! Commands by name, and their answers.
 
-use super::{Action, Arc, Core, Deferred, Instant, Key, Phase, Rules, State, Why};
+use super::{Action, Arc, Core, Deferred, Instant, Key, Rules, State, Why};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CommandId(pub(crate) usize);
@@ -29,56 +29,66 @@ pub(crate) enum Answer {
     Restarting,
     Stopping,
     WouldNotStop,
+    /// A group waits for this one, which would not stop.
+    Blocked(Arc<str>),
     StartFailed(Option<Arc<str>>),
     ShutDown,
 }
 
 impl Core {
+    /// Why a command cannot get its turn, if the sequence waits for a child that would not stop.
+    fn blocked(&self, name: Option<&str>) -> Option<Answer> {
+        let current = self.children.get(self.current?).filter(|child| child.state.is_stuck())?;
+        let itself = name == Some(&*current.name);
+        Some(if itself { Answer::WouldNotStop } else { Answer::Blocked(Arc::clone(&current.name)) })
+    }
+
+    /// Answers the commands that wait for their turn, where a child that would not stop is in their way.
+    pub(super) fn answer_blocked(&mut self) {
+        for deferred in std::mem::take(&mut self.deferred) {
+            let (id, answer) = match &deferred {
+                Deferred::Command { id, name, .. } => (*id, self.blocked(Some(name))),
+                Deferred::Add { id, .. } => (*id, self.blocked(None)),
+                Deferred::Exit { .. } => (CommandId(0), None),
+            };
+            match answer {
+                Some(answer) => self.actions.push(Action::Answer { id, answer }),
+                None => self.deferred.push_back(deferred),
+            }
+        }
+    }
+
     pub(super) fn answer(&mut self, key: Key, answer: Answer) {
         if let Some(id) = self.children.get_mut(key).and_then(|child| child.command.take()) {
             self.actions.push(Action::Answer { id, answer });
         }
     }
 
-    /// Adds a child and starts it in its turn. The books have it from now on, or the refusal is final.
-    pub(crate) fn add(
-        &mut self,
-        now: Instant,
-        id: CommandId,
-        name: Arc<str>,
-        rules: Arc<Rules>,
-    ) -> Result<Key, Answer> {
-        if matches!(self.phase, Phase::Down | Phase::Ended) {
-            return Err(Answer::ShutDown);
-        }
-        if self.children.find(&name).is_some() {
-            return Err(Answer::Exists);
-        }
-        if self.config.max_children.is_some_and(|most| self.children.len() >= most) {
-            return Err(Answer::Full);
-        }
-        let Some(key) = self.children.push(name, rules, now) else { return Err(Answer::Exists) };
-        if self.is_busy() {
-            self.deferred.push_back(Deferred::Add { id, key });
+    /// Adds a child and starts it, both in its turn: [`Action::Adopt`] says when the books have it.
+    pub(crate) fn add(&mut self, now: Instant, id: CommandId, name: Arc<str>, rules: Arc<Rules>) {
+        if self.is_down() {
+            self.actions.push(Action::Answer { id, answer: Answer::ShutDown });
+        } else if let Some(answer) = self.blocked(None) {
+            self.actions.push(Action::Answer { id, answer });
+        } else if self.is_busy() {
+            self.deferred.push_back(Deferred::Add { id, name, rules });
         } else {
-            self.start_added(now, id, key);
+            self.add_now(now, id, name, rules);
         }
         self.advance(now);
-        Ok(key)
     }
 
-    pub(super) fn start_added(&mut self, now: Instant, id: CommandId, key: Key) {
-        let Some(child) = self.children.get_mut(key) else {
-            self.actions.push(Action::Answer { id, answer: Answer::NotFound });
+    pub(super) fn add_now(&mut self, now: Instant, id: CommandId, name: Arc<str>, rules: Arc<Rules>) {
+        let full = self.config.max_children.is_some_and(|most| self.children.len() >= most);
+        let known = self.children.find(&name).is_some();
+        let added = if full && !known { None } else { self.children.push(name, rules, now) };
+        let Some((key, child)) = added.and_then(|key| Some((key, self.children.get_mut(key)?))) else {
+            let answer = if known { Answer::Exists } else { Answer::Full };
+            self.actions.push(Action::Answer { id, answer });
             return;
         };
-        if child.state != State::Waiting || child.attempts > 0 {
-            // A sequence came by meanwhile and took it along.
-            self.actions.push(Action::Answer { id, answer: Answer::Done });
-            return;
-        }
         child.command = Some(id);
-        child.since = now;
+        self.actions.push(Action::Adopt { key, id });
         // Where the end of the order waits for a delay, so does the newcomer.
         if self.group.is_none() {
             self.starts.push_back(key);
@@ -87,8 +97,10 @@ impl Core {
 
     /// Carries out a command in its turn; it is answered when it is done.
     pub(crate) fn command(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) {
-        if matches!(self.phase, Phase::Down | Phase::Ended) {
+        if self.is_down() {
             self.actions.push(Action::Answer { id, answer: Answer::ShutDown });
+        } else if let Some(answer) = self.blocked(Some(&name)) {
+            self.actions.push(Action::Answer { id, answer });
         } else if self.is_busy() {
             self.deferred.push_back(Deferred::Command { id, verb, name });
         } else {

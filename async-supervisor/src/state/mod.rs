@@ -132,6 +132,11 @@ pub(crate) enum Action {
         id: CommandId,
         answer: Answer,
     },
+    /// The child that came with the command is in the books.
+    Adopt {
+        key: Key,
+        id: CommandId,
+    },
     /// The child's heartbeat may be overdue: [`Core::beat`] wants to know its last.
     Listen {
         key: Key,
@@ -190,7 +195,7 @@ struct Group {
 enum Deferred {
     Exit { key: Key, epoch: u64 },
     Command { id: CommandId, verb: Verb, name: Arc<str> },
-    Add { id: CommandId, key: Key },
+    Add { id: CommandId, name: Arc<str>, rules: Arc<Rules> },
 }
 
 #[derive(Debug)]

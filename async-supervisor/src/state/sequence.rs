@@ -18,7 +18,14 @@ impl Core {
                     Some(State::Exited(_)) => self.settle(key, State::Waiting, now),
                     Some(state) if state.is_alive() => {
                         self.begin_stop(now, key, Why::Sequence);
-                        self.current = Some(key);
+                        // One that stays stopped when it ends need not be waited for.
+                        if !matches!(
+                            self.children.get(key).map(|child| child.state),
+                            Some(State::Stopping { why: Why::Keep | Why::Remove, .. })
+                        ) {
+                            self.current = Some(key);
+                            self.answer_blocked();
+                        }
                     }
                     _ => {}
                 }
@@ -51,7 +58,7 @@ impl Core {
                 }
             }
             Deferred::Command { id, verb, name } => self.carry_out(now, id, verb, &name),
-            Deferred::Add { id, key } => self.start_added(now, id, key),
+            Deferred::Add { id, name, rules } => self.add_now(now, id, name, rules),
         }
     }
 
@@ -100,7 +107,10 @@ impl Core {
         let grace = self.config.abort_grace;
         let Some(child) = self.children.get_mut(key) else { return };
         if let State::Stopping { why: before, .. } = &mut child.state {
-            *before = why;
+            // What it was told by name holds.
+            if !(why == Why::Sequence && matches!(before, Why::Keep | Why::Remove)) {
+                *before = why;
+            }
             return;
         }
         if !child.state.is_alive() {
@@ -362,7 +372,7 @@ impl Core {
         }
         match why {
             // It must not run twice: who is started together with it waits for it.
-            Why::Sequence => {}
+            Why::Sequence => self.answer_blocked(),
             Why::NotReady if self.phase == Phase::Starting => {
                 if let Some(name) = self.children.get(key).map(|child| Arc::clone(&child.name)) {
                     self.begin_down(now, Ending::StartFailed(name));

@@ -22,6 +22,7 @@ struct World {
     aborted: BTreeMap<Key, u64>,
     trace: Vec<String>,
     asked: usize,
+    added: HashMap<usize, String>,
     open: Vec<usize>,
     answers: HashMap<usize, Answer>,
     ended: bool,
@@ -62,6 +63,7 @@ impl World {
             aborted: BTreeMap::new(),
             trace: Vec::new(),
             asked: 0,
+            added: HashMap::new(),
             open: Vec::new(),
             answers: HashMap::new(),
             ended: false,
@@ -101,6 +103,9 @@ impl World {
                     Action::Forget { key } => {
                         assert!(!self.alive.contains_key(&key), "a forgotten child is not alive");
                         self.names.remove(&key);
+                    }
+                    Action::Adopt { key, id } => {
+                        self.names.insert(key, self.added[&id.0].clone());
                     }
                     Action::Answer { id, answer } => {
                         let at = self.open.iter().position(|open| *open == id.0);
@@ -161,11 +166,14 @@ impl World {
 
     fn add(&mut self, name: &str, rules: Rules) -> Result<usize, Answer> {
         self.asked += 1;
-        let key = self.core.add(self.now, CommandId(self.asked), name.into(), Arc::new(rules))?;
         self.open.push(self.asked);
-        self.names.insert(key, name.to_owned());
+        self.added.insert(self.asked, name.to_owned());
+        self.core.add(self.now, CommandId(self.asked), name.into(), Arc::new(rules));
         self.act();
-        Ok(self.asked)
+        match self.answers.get(&self.asked) {
+            Some(answer @ (Answer::Exists | Answer::Full | Answer::ShutDown)) => Err(answer.clone()),
+            _ => Ok(self.asked),
+        }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -416,6 +424,7 @@ fn any_rules() -> impl Strategy<Value = Rules> {
             readiness,
             heartbeat,
             supervisor: false,
+            mute: false,
             every: None,
         },
     )

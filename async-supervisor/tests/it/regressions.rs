@@ -392,3 +392,224 @@ async fn backoff_is_not_reset_by_health_that_ends_in_a_group_restart() {
     sleep(secs(1100)).await;
     assert_eq!(*all.lock().unwrap(), [1, 2, 4, 1]);
 }
+
+/// A supervisor that is busy for a second: it starts `slow`.
+async fn busy() -> (Running, tokio::task::JoinHandle<Result<(), CommandError>>) {
+    let sup = Supervisor::one_for_one().with_child(idle("a")).start().await.unwrap();
+    let handle = sup.handle();
+    let slow = Child::new("slow", async |ctx: Context| {
+        sleep(secs(1)).await;
+        ctx.ready();
+        ctx.cancelled().await;
+    })
+    .with_readiness(secs(5));
+    let adding = tokio::spawn(async move { handle.add(slow).await });
+    sleep(ms(10)).await;
+    (sup, adding)
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_issued_before_add_stops_the_child_that_is_added_after_it() {
+    let (sup, _adding) = busy().await;
+    let h = sup.handle();
+    let stop = tokio::spawn(async move { h.stop_child("new").await });
+    sleep(ms(10)).await;
+    let h = sup.handle();
+    let add = tokio::spawn(async move { h.add(idle("new")).await });
+    let (stop, add) = (stop.await.unwrap(), add.await.unwrap());
+    let state = sup.snapshot().child("new").map(|c| c.state);
+    assert!(
+        matches!(stop, Err(CommandError::NotFound(_))) && add.is_ok() && state == Some(ChildState::Running),
+        "stop {stop:?}, add {add:?}, state {state:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn add_is_answered_for_another_child() {
+    let sup = Supervisor::one_for_one()
+        .with_child(idle("a"))
+        .with_child(Child::new("w", async |ctx: Context| {
+            ctx.cancelled().await;
+            sleep(secs(1)).await;
+        }))
+        .start()
+        .await
+        .unwrap();
+    let h = sup.handle();
+    let slow = Child::new("slow", async |ctx: Context| {
+        sleep(secs(1)).await;
+        ctx.ready();
+        ctx.cancelled().await;
+    })
+    .with_readiness(secs(5));
+    tokio::spawn({
+        let h = h.clone();
+        async move { h.add(slow).await }
+    });
+    sleep(ms(10)).await;
+    tokio::spawn({
+        let h = h.clone();
+        async move { h.remove_child("y").await }
+    });
+    sleep(ms(10)).await;
+    tokio::spawn({
+        let h = h.clone();
+        async move { h.remove_child("w").await }
+    });
+    sleep(ms(10)).await;
+    let y = tokio::spawn({
+        let h = h.clone();
+        async move { h.add(idle("y")).await }
+    });
+    sleep(ms(1200)).await; // `slow` is up, `y` is gone, `w` is stopping
+    let z = tokio::spawn({
+        let h = h.clone();
+        async move { h.add(idle("z")).await }
+    });
+    let (y, z) = (y.await.unwrap(), z.await.unwrap());
+    let there = sup.snapshot().child("y").is_some();
+    assert_eq!(y.is_ok(), there, "add(y) answered {y:?}, add(z) {z:?}, yet y there: {there}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn add_says_ok_of_a_child_that_did_not_start() {
+    // A newcomer that a group restart takes along, and that never gets ready.
+    let sup = Supervisor::rest_for_one()
+        .with_intensity(Intensity::unlimited())
+        .with_child(
+            Child::new("bad", async |ctx: Context| {
+                if ctx.attempt() == 1 {
+                    sleep(secs(1)).await;
+                    return Err(fail());
+                }
+                ctx.cancelled().await;
+                Ok(())
+            })
+            .with_backoff(Backoff::none()),
+        )
+        .with_child(Child::new("slow to stop", async |ctx: Context| {
+            ctx.cancelled().await;
+            sleep(secs(1)).await;
+        }))
+        .start()
+        .await
+        .unwrap();
+    sleep(ms(1500)).await; // the group is being stopped
+    let added =
+        sup.add(Child::new("new", async |_: Context| Err::<(), _>(fail())).with_readiness(secs(5))).await;
+    assert!(matches!(added, Err(CommandError::StartFailed { .. })), "{added:?}\n{}", sup.snapshot());
+}
+
+#[tokio::test]
+async fn stuck_member_of_a_group_hangs_every_command() {
+    let (running, most, release) = (Arc::default(), Arc::default(), Arc::new(AtomicBool::new(false)));
+    let sup = Supervisor::one_for_all()
+        .with_abort_grace(ms(10))
+        .with_intensity(Intensity::unlimited())
+        .with_child(idle("a"))
+        .with_child(deaf("deaf", &running, &most, &release))
+        .with_child(
+            Child::new("bad", async |ctx: Context| {
+                if ctx.attempt() == 1 {
+                    sleep(ms(50)).await;
+                    return Err(fail());
+                }
+                ctx.cancelled().await;
+                Ok(())
+            })
+            .with_backoff(Backoff::none()),
+        )
+        .start()
+        .await
+        .unwrap();
+    sleep(ms(200)).await;
+    let add = timeout(secs(1), sup.add(idle("new"))).await;
+    let stop = timeout(secs(1), sup.stop_child("deaf")).await;
+    let tree = sup.snapshot().to_string();
+    release.store(true, SeqCst);
+    assert!(add.is_ok() && stop.is_ok(), "add {add:?}, stop {stop:?}\n{tree}");
+}
+
+#[tokio::test]
+async fn removal_of_a_stuck_child_is_forgotten_by_a_group_restart() {
+    let (running, most, release) = (Arc::default(), Arc::default(), Arc::new(AtomicBool::new(false)));
+    let bad = Arc::new(tokio::sync::Notify::new());
+    let b = bad.clone();
+    let sup = Supervisor::one_for_all()
+        .with_abort_grace(ms(10))
+        .with_intensity(Intensity::unlimited())
+        .with_child(deaf("deaf", &running, &most, &release))
+        .with_child(
+            Child::with("bad", b, async |ctx: Context, b: Arc<tokio::sync::Notify>| {
+                if ctx.token().run_until_cancelled(b.notified()).await.is_some() {
+                    return Err(fail());
+                }
+                Ok(())
+            })
+            .with_backoff(Backoff::none()),
+        )
+        .start()
+        .await
+        .unwrap();
+    let removed = sup.remove_child("deaf").await;
+    assert!(matches!(removed, Err(CommandError::WouldNotStop(_))), "{removed:?}");
+    bad.notify_one();
+    sleep(ms(50)).await;
+    release.store(true, SeqCst);
+    sleep(ms(100)).await;
+    assert!(sup.snapshot().child("deaf").is_none(), "removed, yet started again:\n{}", sup.snapshot());
+}
+
+#[tokio::test(start_paused = true)]
+async fn spawn_that_queues_is_not_refused_by_close() {
+    let tasks = Tasks::new("t", NonZeroUsize::new(1).unwrap());
+    tasks.spawn("long", std::future::pending::<()>()).await.unwrap();
+    let queued = tokio::spawn({
+        let tasks = tasks.clone();
+        async move { tasks.spawn("next", async {}).await }
+    });
+    sleep(ms(1)).await;
+    tasks.close();
+    let answer = timeout(secs(3600), queued).await;
+    assert!(answer.is_ok(), "still queued an hour after close");
+    assert!(answer.unwrap().unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nested_mistakes_are_found_only_at_run_time() {
+    let sub = Supervisor::one_for_one().with_name("sub").with_child(idle("x")).with_child(idle("x"));
+    let started = Arc::new(AtomicBool::new(false));
+    let s = started.clone();
+    let sup = Supervisor::one_for_one()
+        .with_child(Child::new("first", move |ctx: Context| {
+            s.store(true, SeqCst);
+            async move { ctx.cancelled().await }
+        }))
+        .with_child(sub.into_child())
+        .start()
+        .await;
+    let error = sup.err().unwrap();
+    assert!(
+        matches!(error, StartError::Config(_)) && !started.load(SeqCst),
+        "{error} (others were started: {})",
+        started.load(SeqCst)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_healthy_supervisor_or_tasks_child_with_a_heartbeat_is_killed() {
+    let tasks = Tasks::new("mails", NonZeroUsize::new(4).unwrap());
+    let sub = Supervisor::one_for_one().with_name("sub").with_child(idle("x"));
+    // Refused, or beating by themselves: either would do.
+    let Ok(sup) = Supervisor::one_for_one()
+        .with_intensity(Intensity::unlimited())
+        .with_child(tasks.child().with_heartbeat(secs(5)))
+        .with_child(sub.into_child().with_heartbeat(secs(5)))
+        .start()
+        .await
+    else {
+        return;
+    };
+    sleep(secs(60)).await;
+    assert!(sup.snapshot().children.iter().all(|c| c.restarts == 0), "\n{}", sup.snapshot());
+}
