@@ -3,7 +3,6 @@
 mod basics;
 mod errors;
 mod limits;
-mod lock;
 mod lossless;
 mod processes;
 mod seeds;

@@ -297,8 +297,10 @@ fn a_runtime_that_shuts_down_leaves_the_old_or_the_new_and_nobody_waiting() {
         for n in 0..50 {
             let (store, done) = (store.clone(), Arc::clone(&done));
             one.spawn(async move {
-                store.update(set(&n.to_string(), n)).await.unwrap();
-                done.fetch_add(1, Relaxed);
+                // Refused, if the runtime ends first.
+                if store.update(set(&n.to_string(), n)).await.is_ok() {
+                    done.fetch_add(1, Relaxed);
+                }
             });
         }
         one.shutdown_background();
@@ -313,8 +315,15 @@ fn a_runtime_that_shuts_down_leaves_the_old_or_the_new_and_nobody_waiting() {
             assert_eq!(load::<Map>(&path).await.unwrap(), *store.snapshot());
             assert!(store.snapshot().len() >= done.load(Relaxed) + 2);
         });
-        let names = fs::read_dir(&dir).unwrap().count();
-        assert_eq!(names, 2, "the file and its lock");
+        // A job that the runtime left behind may still be at it.
+        let names = || fs::read_dir(&dir).unwrap().count();
+        for _ in 0..1_000_000 {
+            if names() == 2 {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        assert_eq!(names(), 2, "the file and its lock");
     }
 }
 

@@ -16,6 +16,9 @@ fn hold(dir: &TempDir) -> File {
     lock
 }
 
+/// The threads that wait are counted for the whole process, so one test at a time, and in a program of their own.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn threads_waiting() -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
@@ -24,6 +27,7 @@ fn threads_waiting() -> usize {
 
 #[tokio::test]
 async fn a_change_waits_and_reads_and_others_do_not() {
+    let _alone = ALONE.lock().await;
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.json");
     save(&path, 1).await.unwrap();
@@ -43,6 +47,7 @@ async fn a_change_waits_and_reads_and_others_do_not() {
 
 #[tokio::test]
 async fn the_deadline_bounds_the_wait() {
+    let _alone = ALONE.lock().await;
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.json");
     let held = hold(&dir);
@@ -64,6 +69,7 @@ async fn the_deadline_bounds_the_wait() {
 
 #[tokio::test]
 async fn however_many_give_up_one_thread_waits_and_the_lock_is_let_go_of() {
+    let _alone = ALONE.lock().await;
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.json");
     let held = hold(&dir);
@@ -92,6 +98,7 @@ async fn however_many_give_up_one_thread_waits_and_the_lock_is_let_go_of() {
 
 #[test]
 fn a_runtime_shuts_down_while_one_waits() {
+    let _alone = ALONE.blocking_lock();
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.json");
     let held = hold(&dir);
@@ -114,6 +121,7 @@ fn a_runtime_shuts_down_while_one_waits() {
 
 #[tokio::test]
 async fn a_store_waits_with_its_callers_bounded() {
+    let _alone = ALONE.lock().await;
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.json");
     let store = Store::<Vec<u8>>::open_or_default(&path).await.unwrap();
@@ -135,6 +143,7 @@ async fn a_store_waits_with_its_callers_bounded() {
 
 #[tokio::test]
 async fn dropped_at_every_await_nothing_is_held_and_the_file_is_the_old_or_the_new() {
+    let _alone = ALONE.lock().await;
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.json");
     save(&path, 0).await.unwrap();
