@@ -114,6 +114,7 @@ async fn transitions_are_told_at_warn_and_info_and_calls_at_debug() {
         })
         .finish();
     let _default = tracing::subscriber::set_default(subscriber);
+    tracing::callsite::rebuild_interest_cache();
     let breaker = quick();
     breaker.try_acquire().unwrap().failure();
     drop(breaker.try_acquire().unwrap());

@@ -100,6 +100,7 @@ async fn a_subscriber_that_panics_costs_no_permit() {
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(|| Boom).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
+    tracing::callsite::rebuild_interest_cache();
     let waiter = tokio::spawn({
         let limit = limit.clone();
         async move { limit.acquire_owned().await.map(drop) }

@@ -67,6 +67,7 @@ fn falls_and_restarts_are_logged_and_counted() {
         .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
         .finish();
     let _logging = tracing::subscriber::set_default(subscriber);
+    tracing::callsite::rebuild_interest_cache();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     metrics::with_local_recorder(&counts, || {
