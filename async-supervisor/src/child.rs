@@ -41,7 +41,20 @@ impl Child {
     /// `move |ctx| { let db = db.clone(); async move { … } }`.
     ///
     /// It returns `()`, or `Result<(), E>` with any error. It should end soon after
-    /// [`ctx.cancelled()`](Context::cancelled).
+    /// [`ctx.cancelled()`](Context::cancelled). Where `?` meets errors of several types, the closure has to say which it returns:
+    ///
+    /// ```
+    /// use async_supervisor::{BoxError, Child, Context};
+    ///
+    /// let child = Child::new("import", async |ctx: Context| {
+    ///     let limit: u64 = std::fs::read_to_string("limit")?.trim().parse()?;
+    ///     while ctx.attempt() < limit && !ctx.is_cancelled() {
+    ///         tokio::task::yield_now().await;
+    ///     }
+    ///     Ok::<_, BoxError>(())
+    /// });
+    /// # assert_eq!(child.name(), "import");
+    /// ```
     pub fn new<F, Fut>(name: impl Into<Arc<str>>, worker: F) -> Self
     where
         F: Fn(Context) -> Fut + Send + Sync + 'static,

@@ -168,11 +168,11 @@ fn because(error: &Option<Arc<str>>) -> String {
 #[non_exhaustive]
 pub enum StartError {
     /// It cannot be made like this; nothing was started.
-    #[error("invalid supervisor")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
     /// A child did not start. Those started before it have been stopped in reverse order; the later ones were not started.
-    #[error("a child did not start")]
-    Child(#[source] MeltDown),
+    #[error(transparent)]
+    Child(MeltDown),
     /// It was stopped before all children were up.
     #[error("stopped during start-up")]
     Stopped,
@@ -189,7 +189,7 @@ pub enum CommandError {
     #[error("the limit of {0} children is reached")]
     LimitReached(usize),
     /// The child's settings do not fit the supervisor.
-    #[error("invalid child")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
     /// There is no child of this name.
     #[error("no child `{0}`")]

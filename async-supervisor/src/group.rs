@@ -1,5 +1,6 @@
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -37,7 +38,7 @@ impl<E: fmt::Display> fmt::Display for GroupError<E> {
 pub struct GroupFailure<T, E> {
     /// The failure that cancelled the others.
     pub first: GroupError<E>,
-    /// Further failures: of tasks that failed at the same time, or while they were being cancelled.
+    /// Further failures: of tasks that failed at the same time, or while they were being cancelled (by a panic of a drop, say).
     pub others: Vec<GroupError<E>>,
     /// The values of those that were done, by the order of their start.
     pub done: Vec<(usize, T)>,
@@ -170,14 +171,18 @@ impl<T: Send + 'static, E: Send + 'static> TaskGroup<T, E> {
                     sleep(grace).await;
                 }
             };
+            let mut task = pin!(CatchUnwind::new(task));
             let error = tokio::select! {
                 biased;
-                ended = CatchUnwind::new(task) => match ended {
+                ended = task.as_mut() => match ended {
                     Ok(Ok(value)) => return (index, Ended::Done(value)),
                     Ok(Err(error)) => GroupError::Failed(error),
                     Err(said) => GroupError::Panicked(said),
                 },
-                () = over => return (index, Ended::Cancelled),
+                () = over => match task.discard() {
+                    Ok(()) => return (index, Ended::Cancelled),
+                    Err(said) => GroupError::Panicked(said),
+                },
             };
             let nth = failures.fetch_add(1, Ordering::Relaxed);
             token.cancel();

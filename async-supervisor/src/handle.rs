@@ -62,11 +62,12 @@ pub(crate) struct Below {
 
 pub(crate) type Reply = oneshot::Sender<Result<(), CommandError>>;
 
-#[derive(Clone, Debug)]
-pub(crate) enum Progress {
-    Starting,
-    Up,
-    Over(Arc<Report>),
+/// How far a supervisor has come.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// All children of the first start were up.
+    pub(crate) up: bool,
+    pub(crate) over: Option<Arc<Report>>,
 }
 
 /// Where a supervisor stands in its tree.
@@ -120,7 +121,7 @@ impl Shared {
             messages,
             above: place.above.as_ref().map_or_else(Weak::new, Arc::downgrade),
             stop: place.stop,
-            progress: watch::Sender::new(Progress::Starting),
+            progress: watch::Sender::new(Progress::default()),
             nested: Mutex::default(),
             hub: place.hub,
             watchdog: place.watchdog,
@@ -191,6 +192,11 @@ impl Shared {
         self.hub.emit(Event { supervisor: Arc::clone(&self.path), kind });
     }
 
+    /// Tells those that wait for the end.
+    pub(crate) fn is_over(&self, report: &Arc<Report>) {
+        self.progress.send_modify(|progress| progress.over = Some(Arc::clone(report)));
+    }
+
     /// After the end of the supervisor there is nobody to tell.
     pub(crate) fn send_now(&self, message: Message) {
         bury(self.messages.send(message));
@@ -249,6 +255,9 @@ impl Handle {
     }
 
     /// The handle of a child that is a supervisor; `None` if there is no such child, or it has not been started yet.
+    ///
+    /// It leads to this run of it: after a restart it answers [`ShutDown`](CommandError::ShutDown), and children that had been added are
+    /// gone. Ask for it each time, and let the children that must survive be in the specification.
     #[must_use]
     pub fn supervisor(&self, name: &str) -> Option<Handle> {
         let key = self.shared.core().children.find(name)?;
@@ -275,7 +284,8 @@ impl Handle {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll, nothing happens; later, the child is added all the same.
+    /// Dropped before its first poll, nothing happens; later, the child is added all the same. If its start then fails, that is seen in the
+    /// [events](Self::events) only ([`Exited`](EventKind::Exited), [`Removed`](EventKind::Removed)).
     pub async fn add(&self, child: Child) -> Result<(), CommandError> {
         self.tell(|reply| Message::Add { child, reply }).await
     }
@@ -380,14 +390,13 @@ impl Handle {
     /// Dropping it has no effect.
     pub async fn wait(&self) -> Report {
         let mut progress = self.shared.progress.subscribe();
-        let over = progress.wait_for(|progress| matches!(progress, Progress::Over(_))).await;
-        match over.as_deref() {
-            Ok(Progress::Over(report)) => Report::clone(report),
-            _ => self.shared.lost(),
-        }
+        let over = progress.wait_for(|progress| progress.over.is_some()).await;
+        let report = over.ok().and_then(|progress| progress.over.clone());
+        report.map_or_else(|| self.shared.lost(), |report| Report::clone(&report))
     }
 
-    /// Waits until all children of the first start are up.
+    /// Waits until all children of the first start are up, or have been: also where the supervisor is over by now, because its work was
+    /// done, say.
     ///
     /// # Errors
     ///
@@ -398,13 +407,11 @@ impl Handle {
     /// Dropping it has no effect.
     pub async fn ready(&self) -> Result<(), StartError> {
         let mut progress = self.shared.progress.subscribe();
-        let on = progress.wait_for(|progress| !matches!(progress, Progress::Starting)).await;
-        match on.as_deref() {
-            Ok(Progress::Up) => Ok(()),
-            Ok(Progress::Over(report)) => match &report.cause {
-                Cause::MeltedDown(down) => Err(StartError::Child(down.clone())),
-                _ => Err(StartError::Stopped),
-            },
+        let on = progress.wait_for(|progress| progress.up || progress.over.is_some()).await;
+        let Ok(on) = on else { return Err(StartError::Stopped) };
+        match on.over.as_deref().map(|report| &report.cause) {
+            _ if on.up => Ok(()),
+            Some(Cause::MeltedDown(down)) => Err(StartError::Child(down.clone())),
             _ => Err(StartError::Stopped),
         }
     }

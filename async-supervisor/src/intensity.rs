@@ -11,7 +11,9 @@ use tokio::time::Instant;
 ///
 /// # Default
 ///
-/// One restart within 5 s, as in OTP.
+/// One restart within 5 s, as in OTP: few, since OTP restarts at once and expects a child that fails again to fail for good. With a
+/// [backoff](crate::Backoff) in between, a handful within a minute suits most services: `Intensity::new(5, Duration::from_secs(60))`. All
+/// children of the supervisor share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Intensity {
     limit: Option<u32>,

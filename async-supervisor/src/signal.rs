@@ -43,6 +43,9 @@ impl Running {
     /// Runs until SIGINT or SIGTERM (elsewhere: Ctrl-C) and then stops all children in order, or until the supervisor ends by
     /// itself. A second signal aborts what is still there.
     ///
+    /// Until it is polled, signals do what they did before: end the process. To stop in order during a long start-up too,
+    /// [`spawn`](crate::Supervisor::spawn) the supervisor rather than [`start`](crate::Supervisor::start) it.
+    ///
     /// ```no_run
     /// use async_supervisor::{Child, Context, Supervisor};
     ///

@@ -117,6 +117,9 @@ impl Supervisor {
 
     /// How long an aborted child may take to end before it is reported as one that would not stop. A child that is a supervisor has
     /// its own.
+    ///
+    /// An abort takes effect when the runtime comes to it. Zero would blame every child for that, and is refused when the supervisor is
+    /// started.
     pub fn with_abort_grace(mut self, grace: Duration) -> Self {
         self.config.abort_grace = grace;
         self
@@ -138,7 +141,8 @@ impl Supervisor {
     /// [`Handle::stalls`] and [`EventKind::Stalled`](crate::EventKind::Stalled). For the supervisor at the root; below, it has no effect.
     ///
     /// It wakes the runtime a few times per `limit` for a sign of life, and costs each poll of a worker about 50 ns. Zero is refused when
-    /// the supervisor is started.
+    /// the supervisor is started. A worker inside `tokio::task::block_in_place` counts as well: its thread is no longer the runtime's, which
+    /// cannot be seen from outside. Long work of that sort is better done by a [blocking](Child::blocking) child, which is not watched.
     pub fn with_watchdog(mut self, limit: Duration) -> Self {
         self.watchdog = Some(limit);
         self
@@ -148,6 +152,9 @@ impl Supervisor {
     fn check(&self, children: &[Child]) -> Result<(), ConfigError> {
         if self.watchdog.is_some_and(|limit| limit.is_zero()) {
             return Err(ConfigError::new("watchdog", "0ns", "more than zero"));
+        }
+        if self.config.abort_grace.is_zero() {
+            return Err(ConfigError::new("abort_grace", "0ns", "more than zero"));
         }
         let there = children.len();
         if let Some(limit) = self.config.max_children.filter(|most| there > *most) {
@@ -215,7 +222,8 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// When it cannot be made like this, or a child did not start. Nothing of it runs any more then.
+    /// When it cannot be made like this, or a child did not start. Nothing of it runs any more then, but for what would not stop: where that
+    /// matters, [`spawn`](Self::spawn), [`ready`](Handle::ready) and [`wait`](Handle::wait) give the report.
     ///
     /// # Panics
     ///
@@ -231,6 +239,10 @@ impl Supervisor {
     }
 
     /// Makes a child of it, named as it is. The child is up when all *its* children are.
+    ///
+    /// Each start makes it anew from this specification: what was added to it at run time is gone after a restart, and so is what earlier
+    /// handles lead to (see [`Handle::supervisor`]). It reads its own intensity, watches its own children, and shares the root's events and
+    /// watchdog.
     ///
     /// It is [waited for](Shutdown::Wait) when it is stopped. When it gives up, it has failed
     /// ([`Exit::MeltedDown`]), and its own parent restarts it as its restart says; unlike in OTP, that holds for

@@ -2,6 +2,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -183,9 +184,12 @@ impl Tasks {
             // Dropped in this order: what is the task's, its entry in the books, its place in the tracker.
             let _tracked = tracked;
             let mut entry = entry;
-            let run = CatchUnwind::new(async { future.await.into_exit() });
-            let ended = abort.run_until_cancelled_owned(run).await;
-            entry.exit = ended.map(|ended| ended.unwrap_or_else(Exit::Panicked));
+            let mut run = pin!(CatchUnwind::new(async { future.await.into_exit() }));
+            let ended = match abort.run_until_cancelled_owned(run.as_mut()).await {
+                Some(ended) => ended,
+                None => run.discard().map(|()| Exit::Aborted),
+            };
+            entry.exit = Some(ended.unwrap_or_else(Exit::Panicked));
         });
         Ok(())
     }

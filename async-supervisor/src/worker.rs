@@ -106,6 +106,16 @@ pin_project! {
         stage: Stage<F, Fut>,
         guard: Guard,
     }
+
+    impl<F, Fut> PinnedDrop for Run<F, Fut> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if this.guard.run().is_some() {
+                // Aborted: its drop may panic all the same.
+                this.guard.ended(this.stage.drop_future().map_or_else(Exit::Panicked, |()| Exit::Aborted));
+            }
+        }
+    }
 }
 
 pin_project! {
@@ -147,14 +157,17 @@ where
             Err(panic) => Exit::Panicked(said(panic)),
         };
         // What the worker owns may panic when it is dropped, too.
-        let exit = match catch_unwind(AssertUnwindSafe(|| this.stage.set(Stage::Over))) {
-            Ok(()) => exit,
-            Err(panic) => Exit::Panicked(said(panic)),
-        };
+        let exit = this.stage.drop_future().map_or_else(Exit::Panicked, |()| exit);
         // What it said during this poll is heard before its end is.
         drop(entered);
         this.guard.ended(exit);
         Poll::Ready(())
+    }
+}
+
+impl<F, Fut> Stage<F, Fut> {
+    fn drop_future(mut self: Pin<&mut Self>) -> Result<(), Arc<str>> {
+        catch_unwind(AssertUnwindSafe(|| self.set(Self::Over))).map_err(said)
     }
 }
 
@@ -170,13 +183,19 @@ impl<F> CatchUnwind<F> {
     pub(crate) const fn new(future: F) -> Self {
         Self { future: Some(future) }
     }
+
+    /// Drops the future before its end: what it said if it panicked over that.
+    pub(crate) fn discard(self: Pin<&mut Self>) -> Result<(), Arc<str>> {
+        let mut future = self.project().future;
+        catch_unwind(AssertUnwindSafe(|| future.set(None))).map_err(said)
+    }
 }
 
 impl<F: Future> Future for CatchUnwind<F> {
     type Output = Result<F::Output, Arc<str>>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        let mut future = self.project().future;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        let mut future = self.as_mut().project().future;
         let polled = catch_unwind(AssertUnwindSafe(|| match future.as_mut().as_pin_mut() {
             Some(future) => future.poll(cx),
             None => Poll::Pending,
@@ -186,10 +205,7 @@ impl<F: Future> Future for CatchUnwind<F> {
             Ok(Poll::Ready(output)) => Ok(output),
             Err(panic) => Err(said(panic)),
         };
-        Poll::Ready(match catch_unwind(AssertUnwindSafe(|| future.set(None))) {
-            Ok(()) => output,
-            Err(panic) => Err(said(panic)),
-        })
+        Poll::Ready(self.discard().and(output))
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,15 +94,12 @@ impl Children {
 
     /// Appends a child that is not yet started; `None` if the name is taken.
     pub(crate) fn push(&mut self, name: Arc<str>, rules: Arc<Rules>, now: Instant) -> Option<Key> {
-        if self.names.contains_key(&name) {
-            return None;
-        }
+        let Entry::Vacant(free) = self.names.entry(Arc::clone(&name)) else { return None };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 children")
         });
-        let key = Key(index);
-        self.names.insert(Arc::clone(&name), key);
+        let key = *free.insert(Key(index));
         self.orders += 1;
         self.slots[index as usize] = Some(Child {
             name,

@@ -80,14 +80,18 @@ impl Core {
 
     pub(super) fn add_now(&mut self, now: Instant, id: CommandId, name: Arc<str>, rules: Arc<Rules>) {
         let full = self.config.max_children.is_some_and(|most| self.children.len() >= most);
-        let known = self.children.find(&name).is_some();
-        let added = if full && !known { None } else { self.children.push(name, rules, now) };
-        let Some((key, child)) = added.and_then(|key| Some((key, self.children.get_mut(key)?))) else {
-            let answer = if known { Answer::Exists } else { Answer::Full };
-            self.actions.push(Action::Answer { id, answer });
-            return;
+        let added = if full && self.children.find(&name).is_none() {
+            Err(Answer::Full)
+        } else {
+            self.children.push(name, rules, now).ok_or(Answer::Exists)
         };
-        child.command = Some(id);
+        let key = match added {
+            Ok(key) => key,
+            Err(answer) => return self.actions.push(Action::Answer { id, answer }),
+        };
+        if let Some(child) = self.children.get_mut(key) {
+            child.command = Some(id);
+        }
         self.actions.push(Action::Adopt { key, id });
         // Where the end of the order waits for a delay, so does the newcomer.
         if self.group.is_none() {

@@ -19,9 +19,12 @@
 //! 3. Each command is answered exactly once.
 //! 4. The word of a run that is over (another epoch) changes nothing.
 
+mod action;
 mod children;
 mod command;
+mod fall;
 mod sequence;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -32,6 +35,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) use action::{Action, Ending, Note};
 pub(crate) use children::{Child, Children, Key};
 pub(crate) use command::{Answer, CommandId, Verb};
 use timers::Timers;
@@ -99,68 +103,6 @@ pub(crate) enum Stage {
 pub(crate) enum End {
     Normal,
     Abnormal,
-}
-
-/// Why a supervisor ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    Told,
-    AutoShutdown(Arc<str>),
-    MeltedDown { child: Arc<str>, restarts: u32 },
-    StartFailed(Arc<str>),
-}
-
-/// What the shell has to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    Start {
-        key: Key,
-        epoch: u64,
-        attempt: u64,
-    },
-    Cancel {
-        key: Key,
-    },
-    Abort {
-        key: Key,
-    },
-    /// The child is gone from the books: its specification can be dropped.
-    Forget {
-        key: Key,
-    },
-    Answer {
-        id: CommandId,
-        answer: Answer,
-    },
-    /// The child that came with the command is in the books.
-    Adopt {
-        key: Key,
-        id: CommandId,
-    },
-    /// The child's heartbeat may be overdue: [`Core::beat`] wants to know its last.
-    Listen {
-        key: Key,
-        epoch: u64,
-    },
-    /// The first start of all is through.
-    Up,
-    /// All is being stopped from now on.
-    Stopping,
-    /// Nothing is left to do.
-    Ended,
-    Note {
-        key: Key,
-        note: Note,
-    },
-}
-
-/// What there is to tell of a child, where somebody listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Note {
-    Ready,
-    Restarting { delay: Duration },
-    Aborted,
-    Stuck,
 }
 
 #[derive(Clone, Debug)]
@@ -271,48 +213,6 @@ impl Core {
         self.advance(now);
     }
 
-    /// A run has ended. `error` is how its failure reads. Answers with what it counts as, if that is not how it ended.
-    pub(crate) fn exited(
-        &mut self,
-        now: Instant,
-        key: Key,
-        epoch: u64,
-        end: End,
-        error: Option<Arc<str>>,
-    ) -> Option<Exit> {
-        let child = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive())?;
-        child.leave_running(now);
-        let was = std::mem::replace(&mut child.state, State::Exited(end));
-        child.due = None;
-        child.since = now;
-        let overdue = match was {
-            State::Stopping { why: Why::NotReady, .. } => child.rules.readiness.map(Exit::NotReady),
-            State::Stopping { why: Why::Unhealthy, .. } => child.rules.heartbeat.map(Exit::MissedHeartbeat),
-            _ => None,
-        };
-        if let Some(error) = overdue.as_ref().and_then(Exit::text).or(error) {
-            child.last_error = Some(error);
-        }
-        child.health = None;
-        self.alive -= 1;
-        self.stuck -= usize::from(was.is_stuck());
-        if matches!(was, State::Starting | State::Stopping { why: Why::NotReady, .. }) {
-            self.first_start_over();
-        }
-        if self.current == Some(key) {
-            self.current = None;
-        }
-        match was {
-            State::Stopping { why, .. } => self.stopped(now, key, why, end),
-            _ if self.is_down() => self.settle(key, State::Stopped, now),
-            State::Starting => self.ended_early(now, key, end),
-            _ if self.is_busy() => self.deferred.push_back(Deferred::Exit { key, epoch }),
-            _ => self.fell(now, key, end),
-        }
-        self.advance(now);
-        overdue
-    }
-
     /// A child says that it is ready.
     pub(crate) fn ready(&mut self, now: Instant, key: Key, epoch: u64) {
         let Some(child) = self.children.get_mut(key) else { return };
@@ -323,62 +223,6 @@ impl Core {
                 self.current = None;
             }
             self.advance(now);
-        }
-    }
-
-    /// A child that is a supervisor is over but for what would not stop below it: it is stuck until that is gone, so that nothing runs
-    /// twice.
-    pub(crate) fn leaking(&mut self, now: Instant, key: Key, epoch: u64, end: End, error: Option<Arc<str>>) {
-        let Some(child) = self.children.get_mut(key).filter(|c| c.epoch == epoch && c.state.is_alive())
-        else {
-            return;
-        };
-        let was = child.state;
-        if was.is_stuck() {
-            return;
-        }
-        child.leave_running(now);
-        if error.is_some() {
-            child.last_error = error;
-        }
-        let fresh = child.attempts == 1 || child.rules.restart == Restart::Temporary;
-        let why = match was {
-            State::Stopping { why, .. } => why,
-            // Who asked for the start is told below, and decides.
-            State::Starting if child.command.is_some() && end == End::Abnormal => {
-                if fresh {
-                    Why::Remove
-                } else {
-                    Why::Keep
-                }
-            }
-            _ => Why::Over,
-        };
-        child.state = State::Stopping { why, stage: Stage::Stuck };
-        child.since = now;
-        child.due = None;
-        let (name, error) = (Arc::clone(&child.name), child.last_error.clone());
-        self.stuck += 1;
-        self.note(key, Note::Stuck);
-        if was == State::Starting {
-            self.first_start_over();
-            let answer = if end == End::Normal { Answer::Done } else { Answer::StartFailed(error) };
-            self.answer(key, answer);
-            if self.phase == Phase::Starting {
-                self.begin_down(now, Ending::StartFailed(name));
-            }
-        }
-        self.is_stuck(now, key, why);
-        self.advance(now);
-    }
-
-    /// What a child looks after has failed: it is the child's last error, and part of the stop if that has begun.
-    pub(crate) fn task_failed(&mut self, key: Key, epoch: u64, error: Arc<str>, name: Arc<str>, exit: Exit) {
-        let down = self.phase == Phase::Down;
-        let Some(child) = self.children.get_mut(key).filter(|child| child.epoch == epoch) else { return };
-        child.last_error = Some(error);
-        if down {
-            self.failed.push((name, exit));
         }
     }
 
@@ -484,52 +328,6 @@ impl Core {
             }
             _ => {}
         }
-    }
-
-    /// Stops all children in reverse order, then ends.
-    pub(crate) fn stop(&mut self, now: Instant) {
-        self.begin_down(now, Ending::Told);
-        self.advance(now);
-    }
-
-    /// Aborts all that is still there, at once.
-    pub(crate) fn force(&mut self, now: Instant) {
-        self.begin_down(now, Ending::Told);
-        if self.phase != Phase::Down || self.forced {
-            return;
-        }
-        self.forced = true;
-        self.budget_ends = None;
-        self.current = None;
-        for key in std::mem::take(&mut self.stops) {
-            self.abort(now, key);
-        }
-        let stopping: Vec<_> =
-            self.children.iter().filter(|(_, c)| c.state.is_alive()).map(|(key, _)| key).collect();
-        for key in stopping {
-            self.abort(now, key);
-        }
-        self.advance(now);
-    }
-
-    fn abort(&mut self, now: Instant, key: Key) {
-        let grace = self.config.abort_grace;
-        let Some(child) = self.children.get_mut(key) else { return };
-        let why = match child.state {
-            State::Stopping { stage: Stage::Aborted | Stage::Stuck, .. } => return,
-            State::Stopping { why, .. } => why,
-            state if state.is_alive() => Why::Sequence,
-            _ => return,
-        };
-        child.leave_running(now);
-        child.state = State::Stopping { why, stage: Stage::Aborted };
-        child.since = now;
-        let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
-        self.aborted.push(Arc::clone(&child.name));
-        self.set_due(key, due);
-        self.note(key, Note::Aborted);
-        self.actions.push(Action::Cancel { key });
-        self.actions.push(Action::Abort { key });
     }
 
     fn first_start_over(&mut self) {

@@ -1,17 +1,12 @@
 //! Every public async method dropped at every await point.
 
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
 use async_policy::testing::{DropPoint, drop_at_every_await};
 use async_supervisor::{Child, Context, Supervisor, SupervisorState, Tasks};
 use tokio::time::sleep;
 
-use crate::common::{Log, settle, up};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
+use crate::common::{Log, secs, settle, up};
 
 fn slow(name: &str) -> Child {
     Child::new(name, async |ctx: Context| {

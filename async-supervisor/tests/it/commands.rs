@@ -1,3 +1,4 @@
+use std::pin::Pin;
 use std::time::Duration;
 
 use async_supervisor::{
@@ -6,11 +7,7 @@ use async_supervisor::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::common::{Log, Order, settle, tolerant, up};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
+use crate::common::{Log, Order, error, idle, secs, settle, slow, tolerant, up};
 
 #[tokio::test(start_paused = true)]
 async fn typed_errors_for_what_cannot_be_done() {
@@ -87,12 +84,12 @@ async fn an_added_child_that_does_not_start_is_forgotten_and_not_counted() {
             .with_readiness(secs(5))
     };
     for _ in 0..3 {
-        let error = s.add(bad()).await.unwrap_err();
-        assert_eq!(error.to_string(), "child `a` did not start: no port");
+        let refused = s.add(bad()).await.unwrap_err();
+        assert_eq!(refused.to_string(), "child `a` did not start: no port");
     }
     let late = Child::new("a", async |ctx: Context| ctx.cancelled().await).with_readiness(secs(5));
-    let error = s.add(late).await.unwrap_err();
-    assert_eq!(error.to_string(), "child `a` did not start: not ready within 5s");
+    let refused = s.add(late).await.unwrap_err();
+    assert_eq!(refused.to_string(), "child `a` did not start: not ready within 5s");
     let snapshot = s.snapshot();
     assert_eq!((snapshot.children.len(), snapshot.state), (0, SupervisorState::Running));
 }
@@ -170,4 +167,84 @@ async fn stopping_a_child_by_name_takes_no_longer_than_its_time() {
     }
     assert_eq!(seen[0].kind.name(), "aborted");
     assert!(matches!(&seen[1].kind, async_supervisor::EventKind::Exited { exit: Exit::Aborted, .. }));
+}
+
+/// Polls a command once, so that it takes its place in the queue.
+async fn queued<'c, T>(
+    command: impl Future<Output = T> + Send + 'c,
+) -> Pin<Box<dyn Future<Output = T> + Send + 'c>> {
+    let mut command = Box::pin(command);
+    assert!(futures_poll_once(&mut command).await);
+    command
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_came_before_an_add_finds_no_child() {
+    let s = up(Supervisor::one_for_one()).await;
+    let busy = queued(s.add(slow("slow"))).await;
+    let stop = queued(s.stop_child("new")).await;
+    let remove = queued(s.remove_child("new")).await;
+    let add = queued(s.add(idle("new"))).await;
+    busy.await.unwrap();
+    assert_eq!(stop.await, Err(CommandError::NotFound("new".into())));
+    assert_eq!(remove.await, Err(CommandError::NotFound("new".into())));
+    add.await.unwrap();
+    assert_eq!(s.snapshot().child("new").unwrap().state, ChildState::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_answer_is_for_its_own_command_while_places_and_names_are_used_again() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one().with_max_children(3).with_child(log.child_with("w", secs(1)))).await;
+    let busy = queued(s.add(slow("slow"))).await;
+    let gone = queued(s.remove_child("y")).await;
+    let remove = queued(s.remove_child("w")).await;
+    let y = queued(s.add(idle("y"))).await;
+    busy.await.unwrap();
+    // `w` is being removed.
+    let z = queued(s.add(idle("z"))).await;
+    let full = queued(s.add(idle("full"))).await;
+    let again = queued(s.add(idle("y"))).await;
+    assert_eq!(gone.await, Err(CommandError::NotFound("y".into())));
+    assert_eq!((remove.await, y.await, z.await), (Ok(()), Ok(()), Ok(())));
+    assert_eq!(full.await, Err(CommandError::LimitReached(3)));
+    assert_eq!(again.await, Err(CommandError::AlreadyExists("y".into())));
+    let names: Vec<_> = s.snapshot().children.into_iter().map(|child| child.name).collect();
+    assert_eq!(names, ["slow".into(), "y".into(), "z".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_add_during_the_restart_of_a_group_is_told_when_the_child_does_not_start() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::rest_for_one()).with_children([log.child("a"), log.child_with("b", secs(1))]);
+    let s = up(s).await;
+    log.tell("a", Order::Fail).await;
+    assert_eq!(s.snapshot().child("b").unwrap().state, ChildState::Stopping);
+    let bad = Child::new("new", async |_: Context| Err::<(), _>(error("no port"))).with_readiness(secs(5));
+    let added = s.add(bad).await.unwrap_err();
+    assert_eq!(added.to_string(), "child `new` did not start: no port");
+    assert!(s.snapshot().child("new").is_none());
+    assert_eq!(log.take(), "+a +b -b +a +b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_child_that_does_not_start_again_stays_stopped_and_is_not_counted() {
+    let child = Child::new("a", async |ctx: Context| {
+        if ctx.attempt() == 2 {
+            return Err(error("no port"));
+        }
+        ctx.ready();
+        ctx.cancelled().await;
+        Ok(())
+    });
+    let s = Supervisor::one_for_one().with_intensity(Intensity::new(0, secs(5)));
+    let s = up(s.with_child(child.with_readiness(secs(5)))).await;
+    s.stop_child("a").await.unwrap();
+    let refused = s.start_child("a").await.unwrap_err();
+    assert_eq!(refused.to_string(), "child `a` did not start: no port");
+    let child = s.snapshot().children.remove(0);
+    assert_eq!((child.state, child.restarts, child.attempts), (ChildState::Stopped, 0, 2));
+    s.start_child("a").await.unwrap();
+    assert_eq!(s.snapshot().child("a").unwrap().state, ChildState::Running);
 }

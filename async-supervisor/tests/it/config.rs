@@ -1,23 +1,35 @@
 //! Bad input: refused with the field and the value, and nothing is started.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use async_supervisor::{AutoShutdown, Backoff, Child, Context, Every, Restart, StartError, Supervisor};
+use async_supervisor::{
+    AutoShutdown, Backoff, Child, Context, Every, Restart, StartError, Supervisor, Tasks,
+};
 
-fn child(name: &str) -> Child {
-    Child::new(name, async |ctx: Context| ctx.cancelled().await)
-}
+use crate::common::{idle as child, settle};
 
 #[tokio::test(start_paused = true)]
 async fn it_is_refused_by_field_and_value() {
     let one = Supervisor::one_for_one;
     let second = Duration::from_secs(1);
+    let tasks = Tasks::new("jobs", std::num::NonZeroUsize::MIN);
     let cases = [
         (
             one().with_children([child("a"), child("a")]),
             "invalid `child.name`: a; expected a name of its own",
         ),
         (one().with_watchdog(Duration::ZERO), "invalid `watchdog`: 0ns; expected more than zero"),
+        (one().with_abort_grace(Duration::ZERO), "invalid `abort_grace`: 0ns; expected more than zero"),
+        (
+            one().with_child(tasks.child().with_heartbeat(second)),
+            "invalid `child.heartbeat`: 1s; expected none, since supervisors and tracked tasks never beat, for child `jobs`",
+        ),
+        (
+            one().with_child(one().with_name("sub").into_child().with_heartbeat(second)),
+            "invalid `child.heartbeat`: 1s; expected none, since supervisors and tracked tasks never beat, for child `sub`",
+        ),
         (
             one().with_max_children(1).with_children([child("a"), child("b")]),
             "invalid `max_children`: 1; expected at least the 2 there are",
@@ -56,12 +68,22 @@ async fn it_is_refused_by_field_and_value() {
         ),
     ];
     for (supervisor, text) in cases {
-        let nested = Supervisor::one_for_one().with_child(supervisor.clone().with_name("sub").into_child());
-        let StartError::Config(error) = supervisor.start().await.unwrap_err() else { panic!("{text}") };
+        let started = Arc::new(AtomicBool::new(false));
+        let first =
+            Child::with("first", Arc::clone(&started), async |_: Context, started: Arc<AtomicBool>| {
+                started.store(true, Relaxed);
+            });
+        let below = supervisor.clone().with_name("below").into_child();
+        let nested = Supervisor::one_for_one().with_children([first, below]);
+        let error = supervisor.start().await.unwrap_err();
+        assert!(matches!(error, StartError::Config(_)));
         assert_eq!(error.to_string(), text);
         // Below, it is refused just so, before anything is started.
-        let StartError::Config(error) = nested.start().await.unwrap_err() else { panic!("{text}") };
+        let error = nested.start().await.unwrap_err();
+        assert!(matches!(error, StartError::Config(_)));
         assert_eq!(error.to_string(), text);
+        settle().await;
+        assert!(!started.load(Relaxed));
     }
 }
 

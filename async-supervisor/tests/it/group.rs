@@ -7,7 +7,7 @@ use async_supervisor::{GroupError, TaskGroup};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::common::settle;
+use crate::common::{Bomb, secs, settle};
 
 /// Counts those that are there.
 #[derive(Clone, Default)]
@@ -30,10 +30,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, SeqCst);
     }
-}
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,4 +130,28 @@ async fn dropped_at_every_await_no_task_is_left() {
     })
     .await;
     assert!(points >= 2, "{points}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_task_that_is_being_cancelled_is_a_failure() {
+    let bomb = async || {
+        let _bomb = Bomb;
+        std::future::pending().await
+    };
+    let mut group = TaskGroup::<(), &str>::new();
+    group.spawn(bomb());
+    group.spawn(async {
+        sleep(secs(1)).await;
+        Err("no")
+    });
+    let failure = group.join().await.unwrap_err();
+    assert_eq!(failure.first, GroupError::Failed("no"));
+    assert_eq!((failure.others, failure.cancelled), (vec![GroupError::Panicked("in drop".into())], 0));
+
+    let token = CancellationToken::new();
+    let mut group = TaskGroup::<(), &str>::under(&token);
+    group.spawn(bomb());
+    settle().await;
+    token.cancel();
+    assert_eq!(group.join().await.unwrap_err().first, GroupError::Panicked("in drop".into()));
 }

@@ -1,5 +1,7 @@
 //! The public API under paused time.
 
+mod backoff;
+mod blocking;
 mod cancel;
 mod commands;
 mod common;
@@ -7,10 +9,13 @@ mod config;
 mod events;
 mod group;
 mod idle;
+mod model;
 mod otp;
-mod regressions;
+mod panics;
+mod periodic;
 mod signals;
 mod stop;
+mod storm;
 mod tasks;
 #[cfg(all(feature = "tracing", feature = "metrics"))]
 mod telemetry;

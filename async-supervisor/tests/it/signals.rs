@@ -2,7 +2,7 @@
 #![cfg(unix)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child as Process, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child as Process, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use async_supervisor::{Child, Context, Shutdown, Supervisor};
@@ -45,16 +45,32 @@ fn program() {
             tokio::runtime::Handle::current().block_on(ctx.cancelled());
         })
         .with_readiness(Duration::from_secs(60));
-        let mut supervisor = Supervisor::one_for_one().with_children([orderly("a"), held, orderly("b")]);
-        if role == "deaf" {
-            supervisor = supervisor.with_child(deaf);
+        let supervisor = Supervisor::one_for_one().with_children([orderly("a"), held, orderly("b")]);
+        let running = match &*role {
+            "deaf" => supervisor.with_child(deaf).start().await.unwrap(),
+            "fails" => {
+                let fails = Child::new("fails", async |ctx: Context| {
+                    ctx.cancelled().await;
+                    Err("could not flush")
+                });
+                supervisor.with_child(fails).start().await.unwrap()
+            }
+            "starting" => supervisor
+                .with_child(orderly("never ready").with_readiness(Duration::from_secs(3600)))
+                .spawn()
+                .unwrap(),
+            _ => supervisor.start().await.unwrap(),
+        };
+        while running.snapshot().child("b").unwrap().attempts == 0 {
+            tokio::task::yield_now().await;
         }
-        let running = supervisor.start().await.unwrap();
         // By its first poll it listens to signals.
         tokio::join!(running.run_until_signal(), async { say("up") }).0.unwrap()
     });
     say(&format!("{report}"));
-    std::process::exit(i32::from(!report.is_clean()));
+    // A test cannot return an exit code.
+    let success = format!("{:?}", report.exit_code()) == format!("{:?}", std::process::ExitCode::SUCCESS);
+    std::process::exit(if success { 0 } else { 3 });
 }
 
 struct Program {
@@ -89,14 +105,19 @@ impl Program {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.process.id().to_string();
-        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+        let kill = format!("kill {name} {}", self.process.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        self.process.wait().unwrap().code()
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -114,9 +135,34 @@ fn sigterm_and_sigint_stop_it_in_order_with_a_report() {
         assert_eq!(program.line(), "-a");
         let report = program.line();
         assert!(report.starts_with("supervisor `supervisor` stopped (in "), "{report}");
-        assert_eq!(program.process.wait().unwrap().code(), Some(0));
+        assert_eq!(program.code(), Some(0));
         std::fs::remove_file(path).unwrap();
     }
+}
+
+#[test]
+fn a_failure_in_the_stop_is_in_the_report_and_in_the_exit_code() {
+    let path = lock("fails");
+    let mut program = Program::start("fails", &path);
+    program.signal("-TERM");
+    assert_eq!((program.line().as_str(), program.line().as_str()), ("-b", "-a"));
+    let report = program.line();
+    assert!(report.ends_with("; `fails` failed: could not flush"), "{report}");
+    assert_eq!(program.code(), Some(3));
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn a_signal_during_start_up_stops_what_has_been_started_in_order() {
+    let path = lock("starting");
+    let mut program = Program::start("starting", &path);
+    program.signal("-INT");
+    for line in ["-never ready", "-b", "-a"] {
+        assert_eq!(program.line(), line);
+    }
+    assert!(program.line().starts_with("supervisor `supervisor` stopped (in "));
+    assert_eq!(program.code(), Some(0));
+    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
@@ -126,7 +172,7 @@ fn a_second_signal_forces() {
     program.signal("-TERM");
     // Two signals that come together count as one. `deaf` would take an hour.
     assert_eq!(program.line(), "asked");
-    program.signal("-TERM");
+    program.signal("-INT");
     let report = loop {
         let line = program.line();
         if line.starts_with("supervisor") {
@@ -134,23 +180,19 @@ fn a_second_signal_forces() {
         }
     };
     assert!(report.contains("; aborted: ") && report.ends_with("deaf"), "{report}");
-    assert_eq!(program.process.wait().unwrap().code(), Some(1));
+    assert_eq!(program.code(), Some(3));
     std::fs::remove_file(path).unwrap();
 }
 
 #[test]
 fn sigkill_leaves_nothing_that_blocks_the_next_start() {
     let path = lock("killed");
-    let program = Program::start("orderly", &path);
+    let mut program = Program::start("orderly", &path);
     program.signal("-KILL");
-    assert_eq!(program_status(program).code(), None);
+    assert_eq!(program.code(), None);
     let mut next = Program::start("orderly", &path);
     next.signal("-TERM");
     assert_eq!(next.line(), "-b");
-    assert_eq!(next.process.wait().unwrap().code(), Some(0));
+    assert_eq!(next.code(), Some(0));
     std::fs::remove_file(path).unwrap();
-}
-
-fn program_status(mut program: Program) -> ExitStatus {
-    program.process.wait().unwrap()
 }

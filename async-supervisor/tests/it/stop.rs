@@ -1,13 +1,11 @@
 use std::time::Duration;
 
-use async_supervisor::{Backoff, Cause, Child, ChildState, Context, Shutdown, Supervisor};
+use async_supervisor::{
+    AutoShutdown, Backoff, Cause, Child, ChildState, Context, Restart, Shutdown, Supervisor,
+};
 use tokio::time::{Instant, sleep};
 
-use crate::common::{Log, Order, settle, tolerant, up};
-
-const fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+use crate::common::{Log, Order, ms, settle, tolerant, up};
 
 #[tokio::test(start_paused = true)]
 async fn two_children_that_need_300_ms_stop_one_after_the_other() {
@@ -180,7 +178,6 @@ fn a_runtime_that_is_shut_down_ends_all_and_is_told_so() {
     let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert!(matches!(other.block_on(handle.wait()).cause, Cause::Lost));
     assert!(matches!(other.block_on(handle.stop_child("a")), Err(async_supervisor::CommandError::ShutDown)));
-    assert!(other.block_on(handle.ready()).is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,4 +188,18 @@ async fn abort_at_once_is_no_fault_in_the_report() {
     let report = up(Supervisor::one_for_one().with_child(child)).await.stop().await;
     assert!(report.is_clean(), "{report}");
     assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tree_whose_work_is_done_at_once_was_ready_and_its_report_is_there() {
+    let job = Child::new("job", async |_: Context| {});
+    let s = Supervisor::one_for_one()
+        .with_auto_shutdown(AutoShutdown::AnySignificant)
+        .with_child(job.with_restart(Restart::Transient).with_significant())
+        .start()
+        .await
+        .unwrap();
+    let report = s.wait().await;
+    assert!(matches!(&report.cause, Cause::AutoShutdown { child } if &**child == "job"), "{report}");
+    s.ready().await.unwrap();
 }

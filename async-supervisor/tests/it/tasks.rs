@@ -7,11 +7,7 @@ use async_supervisor::{EventKind, Exit, Shutdown, Supervisor, Tasks};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use crate::common::{settle, up};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
+use crate::common::{Bomb, secs, settle, up};
 
 fn tasks(limit: usize) -> Tasks {
     Tasks::new("jobs", NonZeroUsize::new(limit).unwrap())
@@ -172,4 +168,50 @@ async fn dropped_at_every_await_neither_a_place_nor_a_failure_is_lost() {
     })
     .await;
     assert!(points >= 2, "{points}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_task_that_is_being_aborted_is_not_lost() {
+    let tasks = tasks(1);
+    tasks
+        .spawn("bomb", async {
+            let _bomb = Bomb;
+            std::future::pending::<()>().await;
+        })
+        .await
+        .unwrap();
+    settle().await;
+    let report = tasks.shutdown(secs(1)).await;
+    assert!(matches!(&report.failures[0].exit, Exit::Panicked(said) if &**said == "in drop"), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_a_child_failures_leave_a_trace_without_a_listener_too() {
+    let tasks = tasks(8);
+    let s = up(Supervisor::one_for_one().with_child(tasks.child())).await;
+    tasks.spawn("invoice", async { Err::<(), _>("no paper") }).await.unwrap();
+    settle().await;
+    let last = || s.snapshot().child("jobs").unwrap().last_error.clone().unwrap();
+    assert_eq!(&*last(), "task `invoice` failed: no paper");
+    tasks
+        .spawn("welcome", async {
+            if true {
+                panic!("boom")
+            }
+        })
+        .await
+        .unwrap();
+    settle().await;
+    assert_eq!(&*last(), "2 tasks failed, at last task `welcome` panicked: boom");
+    assert!(s.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_place_is_refused_when_the_tasks_are_closed() {
+    let tasks = tasks(1);
+    tasks.spawn("long", std::future::pending::<()>()).await.unwrap();
+    let mut next = Box::pin(tasks.spawn("next", async {}));
+    tokio::select! { biased; _ = &mut next => panic!(), () = settle() => {} }
+    tasks.close();
+    assert_eq!(next.await.unwrap_err().reason(), Reason::ShutDown);
 }

@@ -1,22 +1,17 @@
 //! Supervisors under supervisors.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_supervisor::{
-    Backoff, Cause, Child, ChildState, Context, EventKind, Exit, Intensity, MeltDown, Restart, Shutdown,
-    Strategy, Supervisor, SupervisorState,
+    Backoff, Cause, Child, ChildState, CommandError, Context, EventKind, Exit, Intensity, MeltDown, Restart,
+    Shutdown, Strategy, Supervisor, SupervisorState,
 };
 use proptest::prelude::{Just, ProptestConfig, any, prop, prop_oneof, proptest};
 use proptest::strategy::Strategy as _;
 use tokio::time::{Instant, sleep};
 
-use crate::common::{Log, Order, settle, tolerant, up};
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
+use crate::common::{Log, Order, Roll, secs, settle, tolerant, up};
 
 fn sub(log: &Log, names: &[&str]) -> Supervisor {
     Supervisor::one_for_one()
@@ -220,30 +215,36 @@ async fn the_snapshot_as_data() {
     assert_eq!(serde_json::from_str::<async_supervisor::Snapshot>(&json).unwrap(), snapshot);
 }
 
-/// Who runs in a random tree; panics when somebody runs twice at once.
-#[derive(Clone, Default)]
-struct Roll(Arc<Mutex<HashMap<String, usize>>>);
-
-struct Present(Roll, String);
-
-impl Roll {
-    fn enter(&self, name: &str) -> Present {
-        let mut roll = self.0.lock().unwrap();
-        let here = roll.entry(name.to_owned()).or_default();
-        *here += 1;
-        assert_eq!(*here, 1, "`{name}` runs twice at once");
-        Present(self.clone(), name.to_owned())
-    }
-
-    fn len(&self) -> usize {
-        self.0.lock().unwrap().values().sum()
-    }
+#[tokio::test(start_paused = true)]
+async fn a_start_that_fails_below_fails_above_and_what_was_started_is_stopped() {
+    let log = Log::new();
+    let bad = Child::new("bad", async |_: Context| Err::<(), _>(std::io::Error::other("no port")));
+    let below = sub(&log, &["b"]).with_child(bad.with_readiness(secs(1)));
+    let s = Supervisor::one_for_one().with_name("root").with_children([
+        log.child("a"),
+        below.into_child(),
+        log.child("c"),
+    ]);
+    let error = s.start().await.unwrap_err();
+    settle().await;
+    assert_eq!(log.take(), "+a +b -b -a");
+    assert_eq!(
+        error.to_string(),
+        "supervisor `root` did not start: `sub`: supervisor `sub` did not start: `bad`: no port"
+    );
 }
 
-impl Drop for Present {
-    fn drop(&mut self) {
-        *self.0.0.lock().unwrap().get_mut(&self.1).unwrap() -= 1;
-    }
+#[tokio::test(start_paused = true)]
+async fn after_a_restart_a_supervisor_is_what_its_specification_says_and_old_handles_lead_nowhere() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one().with_child(sub(&log, &["b"]).into_child())).await;
+    let before = s.supervisor("sub").unwrap();
+    before.add(log.child("c")).await.unwrap();
+    s.restart_child("sub").await.unwrap();
+    settle().await;
+    assert_eq!(log.take(), "+b +c -c -b +b");
+    assert_eq!(before.add(log.child("d")).await, Err(CommandError::ShutDown));
+    s.supervisor("sub").unwrap().add(log.child("d")).await.unwrap();
 }
 
 #[derive(Clone, Debug)]

@@ -1,13 +1,10 @@
 //! These block threads, so they run on the real clock; none sleeps on it or judges it.
 
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
 
 use async_supervisor::{Backoff, Child, Context, EventKind, Shutdown, Supervisor};
 
-const fn ms(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
+use crate::common::ms;
 
 /// A worker that blocks its thread until the test lets it go.
 fn blocker(name: &str) -> (Child, mpsc::Sender<()>) {

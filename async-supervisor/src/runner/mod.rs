@@ -1,20 +1,20 @@
+mod act;
+
 use std::pin::pin;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
-use crate::context::{Beat, Run};
+use crate::context::Run;
 use crate::event::{Event, EventKind};
-use crate::handle::{Below, Message, Progress, Reply, Shared};
-use crate::state::{Action, Answer, CommandId, End, Ending, Key, Note, Phase};
+use crate::handle::{Below, Message, Reply, Shared};
+use crate::state::{Action, CommandId, End, Key, Phase};
 use crate::watchdog::Leash;
 use crate::worker::{Launch, bury};
-use crate::{Cause, Child, CommandError, Context, Exit, MeltDown, Report};
+use crate::{Child, Exit, Report};
 
 /// Reports the end of a run to the supervisor, exactly once, however it ends.
 pub(crate) struct Guard {
@@ -166,7 +166,7 @@ impl Runner {
         if !report.is_clean() {
             self.shared.tell_above(&report);
         }
-        self.shared.progress.send_replace(Progress::Over(Arc::clone(&report)));
+        self.shared.is_over(&report);
         if let Some(leaking) = leaking
             && self.shared.core().is_alive()
         {
@@ -259,168 +259,6 @@ impl Runner {
         self.replies[id.0] = Some(Asked { reply, name: Arc::clone(name), child });
         id
     }
-
-    fn answer(&mut self, id: CommandId, answer: Answer) {
-        let Some(asked) = self.replies.get_mut(id.0).and_then(Option::take) else { return };
-        let Asked { reply, name, child } = asked;
-        self.free.push(id);
-        // Who no longer waits for the answer does not want it.
-        let _ = reply.send(match answer {
-            Answer::Done => Ok(()),
-            Answer::Exists => Err(CommandError::AlreadyExists(name)),
-            Answer::Full => Err(CommandError::LimitReached(self.most)),
-            Answer::NotFound => Err(CommandError::NotFound(name)),
-            Answer::Running => Err(CommandError::Running(name)),
-            Answer::Restarting => Err(CommandError::Restarting(name)),
-            Answer::Stopping => Err(CommandError::Stopping(name)),
-            Answer::WouldNotStop => Err(CommandError::WouldNotStop(name)),
-            Answer::StartFailed(error) => Err(CommandError::StartFailed { name, error }),
-            Answer::Blocked(by) => Err(CommandError::Blocked(by)),
-            Answer::ShutDown => Err(CommandError::ShutDown),
-        });
-        bury(child);
-    }
-
-    /// Does what the core has decided, outside its lock. Says when the core wants to be asked again.
-    fn act(&mut self, up: &impl Fn()) -> Option<Instant> {
-        let mut actions = std::mem::take(&mut self.actions);
-        let due = loop {
-            let due = {
-                let mut core = self.shared.core();
-                std::mem::swap(&mut core.actions, &mut actions);
-                core.next_due()
-            };
-            // Only what a heartbeat's absence leads to comes from here.
-            let again = actions.iter().any(|action| matches!(action, Action::Listen { .. }));
-            for action in actions.drain(..) {
-                self.carry_out(action, up);
-            }
-            if !again {
-                break due;
-            }
-        };
-        self.actions = actions;
-        due
-    }
-
-    fn carry_out(&mut self, action: Action, up: &impl Fn()) {
-        match action {
-            Action::Start { key, epoch, attempt } => self.launch(key, epoch, attempt),
-            Action::Cancel { key } => {
-                if let Some((run, _)) = self.run_of(key) {
-                    run.token.cancel();
-                }
-            }
-            // A supervisor is not aborted: it is told to abort what is below it.
-            Action::Abort { key } => {
-                if !self.shared.force_below(key) {
-                    self.abort(key);
-                }
-            }
-            Action::Note { key, note: Note::Stuck } => {
-                // What a supervisor has leaked would be forgotten with it.
-                if !self.shared.nested().contains_key(&key) {
-                    self.abort(key);
-                }
-                self.emit_of(key, |child| EventKind::Stuck { child });
-            }
-            Action::Forget { key } => {
-                self.emit_of(key, |child| EventKind::Removed { child });
-                self.shared.forget(key);
-                bury(self.units.get_mut(key.0 as usize).and_then(Option::take));
-            }
-            Action::Listen { key, epoch } => {
-                if let Some(last) =
-                    self.run_of(key).and_then(|(run, _)| run.beat.as_ref()).map(|beat| beat.last())
-                {
-                    self.shared.core().beat(Instant::now(), key, epoch, last);
-                }
-            }
-            Action::Answer { id, answer } => self.answer(id, answer),
-            Action::Adopt { key, id } => {
-                let asked = self.replies.get_mut(id.0).and_then(Option::as_mut);
-                if let Some(child) = asked.and_then(|asked| asked.child.take()) {
-                    self.adopt(key, child);
-                }
-            }
-            Action::Up => {
-                self.shared.progress.send_replace(Progress::Up);
-                self.emit(|| EventKind::Up);
-                up();
-            }
-            Action::Stopping => self.emit(|| EventKind::Stopping),
-            Action::Ended => self.ended = true,
-            Action::Note { key, note } => self.emit_of(key, |child| match note {
-                Note::Ready => EventKind::Ready { child },
-                Note::Restarting { delay } => EventKind::Restarting { child, delay },
-                Note::Aborted | Note::Stuck => EventKind::Aborted { child },
-            }),
-        }
-    }
-
-    fn abort(&self, key: Key) {
-        if let Some((_, Some(abort))) = self.run_of(key) {
-            abort.abort();
-        }
-    }
-
-    fn run_of(&self, key: Key) -> Option<&(Arc<Run>, Option<AbortHandle>)> {
-        self.units.get(key.0 as usize)?.as_ref()?.run.as_ref()
-    }
-
-    fn launch(&mut self, key: Key, epoch: u64, attempt: u64) {
-        self.emit_of(key, |child| EventKind::Started { child, attempt });
-        let shared = Arc::clone(&self.shared);
-        let Some(unit) = self.unit(key) else { return };
-        let beat = unit.heartbeat.map(|within| Box::new(Beat::new(within)));
-        let (name, token) = (Arc::clone(&unit.name), CancellationToken::new());
-        let told = AtomicBool::new(!unit.readiness);
-        let health = Mutex::default();
-        let run = Arc::new(Run { shared, name, token, key, epoch, attempt, beat, told, health });
-        let (ctx, guard) = (Context { run: Arc::clone(&run) }, Guard { run: Some(Arc::clone(&run)) });
-        let abort = Arc::clone(&unit.launch).launch(ctx, guard);
-        unit.run = Some((run, abort));
-    }
-
-    fn report(&mut self) -> Report {
-        let mut below = std::mem::take(&mut self.below);
-        let leaked = self.shared.leaked();
-        let core = self.shared.core();
-        below.aborted.extend(core.aborted.iter().cloned());
-        below.failed.extend(core.failed.iter().cloned());
-        let supervisor = Arc::clone(&self.shared.name);
-        let error = |child: &Arc<str>| {
-            core.children
-                .find(child)
-                .and_then(|key| core.children.get(key))
-                .and_then(|child| child.last_error.clone())
-        };
-        let cause = match core.cause.clone() {
-            None | Some(Ending::Told) => Cause::Stopped,
-            Some(Ending::AutoShutdown(child)) => Cause::AutoShutdown { child },
-            Some(Ending::MeltedDown { child, restarts }) => {
-                let error = error(&child);
-                Cause::MeltedDown(MeltDown::Intensity {
-                    supervisor: Arc::clone(&supervisor),
-                    child,
-                    restarts,
-                    error,
-                })
-            }
-            Some(Ending::StartFailed(child)) => {
-                let error = error(&child);
-                Cause::MeltedDown(MeltDown::Start { supervisor: Arc::clone(&supervisor), child, error })
-            }
-        };
-        Report {
-            supervisor,
-            cause,
-            aborted: below.aborted,
-            leaked,
-            failed: below.failed,
-            took: core.down_since.map_or(Duration::ZERO, |since| since.elapsed()),
-        }
-    }
 }
 
 impl Drop for Runner {
@@ -443,7 +281,7 @@ impl Drop for Runner {
         }
         if !self.ended {
             let lost = Arc::new(self.shared.lost());
-            self.shared.progress.send_replace(Progress::Over(lost));
+            self.shared.is_over(&lost);
         }
     }
 }

@@ -1,0 +1,68 @@
+//! What the core decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Answer, CommandId, Key};
+
+/// Why a supervisor ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Told,
+    AutoShutdown(Arc<str>),
+    MeltedDown { child: Arc<str>, restarts: u32 },
+    StartFailed(Arc<str>),
+}
+
+/// What the shell has to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Start {
+        key: Key,
+        epoch: u64,
+        attempt: u64,
+    },
+    Cancel {
+        key: Key,
+    },
+    Abort {
+        key: Key,
+    },
+    /// The child is gone from the books: its specification can be dropped.
+    Forget {
+        key: Key,
+    },
+    Answer {
+        id: CommandId,
+        answer: Answer,
+    },
+    /// The child that came with the command is in the books.
+    Adopt {
+        key: Key,
+        id: CommandId,
+    },
+    /// The child's heartbeat may be overdue: [`Core::beat`] wants to know its last.
+    Listen {
+        key: Key,
+        epoch: u64,
+    },
+    /// The first start of all is through.
+    Up,
+    /// All is being stopped from now on.
+    Stopping,
+    /// Nothing is left to do.
+    Ended,
+    Note {
+        key: Key,
+        note: Note,
+    },
+}
+
+/// What there is to tell of a child, where somebody listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Note {
+    Ready,
+    Restarting { delay: Duration },
+    Aborted,
+    Stuck,
+}

@@ -1,0 +1,203 @@
+//! How children are stopped, one and all.
+
+use super::{
+    Action, Answer, Arc, Core, Deferred, End, Ending, Instant, Key, Note, Phase, Shutdown, Stage, State, Why,
+};
+
+impl Core {
+    /// Stops all children in reverse order, then ends.
+    pub(crate) fn stop(&mut self, now: Instant) {
+        self.begin_down(now, Ending::Told);
+        self.advance(now);
+    }
+
+    /// Aborts all that is still there, at once.
+    pub(crate) fn force(&mut self, now: Instant) {
+        self.begin_down(now, Ending::Told);
+        if self.phase != Phase::Down || self.forced {
+            return;
+        }
+        self.forced = true;
+        self.budget_ends = None;
+        self.current = None;
+        for key in std::mem::take(&mut self.stops) {
+            self.abort(now, key);
+        }
+        let stopping: Vec<_> =
+            self.children.iter().filter(|(_, c)| c.state.is_alive()).map(|(key, _)| key).collect();
+        for key in stopping {
+            self.abort(now, key);
+        }
+        self.advance(now);
+    }
+
+    fn abort(&mut self, now: Instant, key: Key) {
+        let grace = self.config.abort_grace;
+        let Some(child) = self.children.get_mut(key) else { return };
+        let why = match child.state {
+            State::Stopping { stage: Stage::Aborted | Stage::Stuck, .. } => return,
+            State::Stopping { why, .. } => why,
+            state if state.is_alive() => Why::Sequence,
+            _ => return,
+        };
+        child.leave_running(now);
+        child.state = State::Stopping { why, stage: Stage::Aborted };
+        child.since = now;
+        let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
+        self.aborted.push(Arc::clone(&child.name));
+        self.set_due(key, due);
+        self.note(key, Note::Aborted);
+        self.actions.push(Action::Cancel { key });
+        self.actions.push(Action::Abort { key });
+    }
+
+    /// Asks the child to end, or aborts it, as its shutdown says. One that is being stopped already gets `why` only.
+    pub(super) fn begin_stop(&mut self, now: Instant, key: Key, why: Why) {
+        let grace = self.config.abort_grace;
+        let Some(child) = self.children.get_mut(key) else { return };
+        if let State::Stopping { why: before, .. } = &mut child.state {
+            // What it was told by name holds.
+            if !(why == Why::Sequence && matches!(before, Why::Keep | Why::Remove)) {
+                *before = why;
+            }
+            return;
+        }
+        if !child.state.is_alive() {
+            return;
+        }
+        child.leave_running(now);
+        child.since = now;
+        let (stage, within) = match child.rules.shutdown {
+            Shutdown::Abort => (Stage::Aborted, child.grace(grace)),
+            Shutdown::Timeout(limit) => (Stage::Asked, Some(limit)),
+            Shutdown::Wait => (Stage::Asked, None),
+        };
+        child.state = State::Stopping { why, stage };
+        self.set_due(key, within.and_then(|within| now.checked_add(within)));
+        self.actions.push(Action::Cancel { key });
+        if stage == Stage::Aborted {
+            self.actions.push(Action::Abort { key });
+        }
+    }
+
+    /// A child that was told to stop has ended.
+    pub(super) fn stopped(&mut self, now: Instant, key: Key, why: Why, end: End) {
+        let end = if why == Why::Over { end } else { End::Abnormal };
+        if self.is_down() {
+            return self.settle(key, State::Stopped, now);
+        }
+        match why {
+            Why::Sequence => self.settle(key, State::Waiting, now),
+            Why::Keep => {
+                self.settle(key, State::Stopped, now);
+                self.answer(key, Answer::Done);
+            }
+            Why::Remove => {
+                self.answer(key, Answer::Done);
+                self.forget(key);
+            }
+            Why::Restart => {
+                self.settle(key, State::Waiting, now);
+                self.starts.push_back(key);
+            }
+            Why::NotReady => self.failed_start(now, key),
+            Why::Unhealthy | Why::Over if self.is_busy() => {
+                let epoch = self.children.get(key).map_or(0, |child| child.epoch);
+                if let Some(child) = self.children.get_mut(key) {
+                    child.state = State::Exited(end);
+                }
+                self.deferred.push_back(Deferred::Exit { key, epoch });
+            }
+            Why::Unhealthy | Why::Over => self.fell(now, key, end),
+        }
+    }
+
+    /// A child would not end even when aborted.
+    pub(super) fn is_stuck(&mut self, now: Instant, key: Key, why: Why) {
+        if self.is_down() {
+            self.current = self.current.filter(|current| *current != key);
+            return;
+        }
+        match why {
+            // It must not run twice: who is started together with it waits for it.
+            Why::Sequence => self.answer_blocked(),
+            Why::NotReady if self.phase == Phase::Starting => {
+                if let Some(name) = self.children.get(key).map(|child| Arc::clone(&child.name)) {
+                    self.begin_down(now, Ending::StartFailed(name));
+                }
+            }
+            Why::NotReady | Why::Unhealthy | Why::Over | Why::Keep | Why::Remove | Why::Restart => {
+                self.answer(key, Answer::WouldNotStop);
+                self.current = self.current.filter(|current| *current != key);
+            }
+        }
+    }
+
+    /// The first cause holds.
+    pub(super) fn begin_down(&mut self, now: Instant, ending: Ending) {
+        if matches!(self.phase, Phase::Down | Phase::Ended) {
+            return;
+        }
+        self.phase = Phase::Down;
+        self.cause = Some(ending);
+        self.down_since = Some(now);
+        self.actions.push(Action::Stopping);
+        self.budget_ends = self.config.stop_budget.and_then(|budget| now.checked_add(budget));
+        self.group = None;
+        self.starts.clear();
+        self.stops.clear();
+        // One that is being stopped already stays the one that is waited for.
+        let stopping = |child: &super::Child| {
+            matches!(child.state, State::Stopping { stage: Stage::Asked | Stage::Aborted, .. })
+        };
+        self.current = self.current.filter(|key| self.children.get(*key).is_some_and(stopping));
+        let mut resting = Vec::new();
+        let mut commands = Vec::new();
+        for (key, child) in self.children.iter() {
+            if child.command.is_some() {
+                commands.push(key);
+            }
+            if child.state.is_stuck() {
+                continue;
+            }
+            if child.state.is_alive() {
+                self.stops.push(key);
+            } else {
+                resting.push(key);
+            }
+        }
+        for key in resting {
+            if let Some(child) = self.children.get_mut(key) {
+                child.state = State::Stopped;
+                child.due = None;
+            }
+        }
+        for key in commands {
+            self.answer(key, Answer::ShutDown);
+        }
+        for deferred in std::mem::take(&mut self.deferred) {
+            if let Deferred::Command { id, .. } | Deferred::Add { id, .. } = deferred {
+                self.actions.push(Action::Answer { id, answer: Answer::ShutDown });
+            }
+        }
+    }
+
+    pub(super) fn go_down(&mut self, now: Instant) {
+        while let Some(key) = self.stops.pop() {
+            let Some(child) = self.children.get(key) else { continue };
+            if !child.state.is_alive() || child.state.is_stuck() {
+                continue;
+            }
+            self.begin_stop(now, key, Why::Sequence);
+            if !self.is_pool() && !self.forced {
+                self.current = Some(key);
+                return;
+            }
+        }
+        if self.phase == Phase::Down && self.alive == self.stuck {
+            self.phase = Phase::Ended;
+            self.budget_ends = None;
+            self.actions.push(Action::Ended);
+        }
+    }
+}
