@@ -138,8 +138,8 @@ impl Shared {
 /// | [`grpc_throttle`](Self::grpc_throttle) | more than half of the tokens | 1 token less, first attempts too, where another try may help | `ratio` tokens more | – |
 /// | [`in_flight`](Self::in_flight) | a free place among those in flight | place free | place free | place free |
 ///
-/// An attempt that an inner policy refused was not made: it keeps its token for the next one. One that panics gives its token back. A
-/// bucket smaller than the cost of a retry allows none.
+/// An attempt that an inner policy refused was not made: it keeps its token for the next one. One that panics has failed: its token is
+/// spent. A bucket smaller than the cost of a retry allows none.
 ///
 /// ```
 /// use async_retry::{After, Budget};

@@ -41,10 +41,58 @@ pin_project! {
         state: State<A::Future>,
         attempts: A,
         retry: P,
-        // Written in the first poll: what a future is made with is copied when it is moved.
-        began: Option<Began>,
-        // Boxed, and made when an attempt has failed: inline it would cost every success.
-        past: Option<Box<Past<R>>>,
+        story: Story<R>,
+    }
+}
+
+/// What a call knows of itself. What a future is made with is copied when it is moved: at first that is next to nothing.
+enum Story<R> {
+    New,
+    Began(Began),
+    /// Boxed, and made when an attempt has failed.
+    Past(Box<Past<R>>),
+}
+
+impl<R: Default> Story<R> {
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::New)
+    }
+
+    fn into_began(self) -> Began {
+        match self {
+            Self::New => Began::default(),
+            Self::Began(began) => began,
+            Self::Past(past) => past.began,
+        }
+    }
+
+    /// The past, made if need be.
+    fn past(&mut self) -> &mut Past<R> {
+        let past = match self.take() {
+            Self::Past(past) => past,
+            story => Box::new(Past::new(story.into_began())),
+        };
+        *self = Self::Past(past);
+        let Self::Past(past) = self else { unreachable!("just put there") };
+        past
+    }
+
+    /// How many attempts have ended.
+    fn attempts(&self) -> u32 {
+        if let Self::Past(past) = self { past.progress.attempts } else { 0 }
+    }
+
+    fn into_record(self) -> Option<R> {
+        if let Self::Past(past) = self { Some(past.record) } else { None }
+    }
+
+    /// Runs a piece of an attempt.
+    fn run<T>(&mut self, attempt: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Past(past) => past.progress.guard(attempt),
+            // The first one holds no token.
+            _ => attempt(),
+        }
     }
 }
 
@@ -65,14 +113,8 @@ impl<F> State<F> {
     fn running(attempt: F, retry: &Retry) -> Self {
         match retry.attempt_timeout() {
             None => Self::Running { attempt },
-            Some(limit) => Self::timed(attempt, limit),
+            Some(limit) => Self::Timed { attempt: Timed::boxed((attempt, limit)) },
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn timed(attempt: F, limit: Duration) -> Self {
-        Self::Timed { attempt: Box::pin(Timed::new(attempt, limit)) }
     }
 
     fn after(pause: Pause) -> Self {
@@ -92,26 +134,21 @@ where
     /// A call whose first attempt is started when it is first polled.
     #[inline]
     pub(crate) fn new(retry: P, attempts: A) -> Self {
-        Self { state: State::Starting, attempts, retry, began: None, past: None }
+        Self { state: State::Starting, attempts, retry, story: Story::New }
     }
 
     /// A call whose first attempt has been started.
     #[inline]
     #[cfg(feature = "tower")]
-    pub(crate) fn started(retry: P, attempts: A, attempt: A::Future) -> Self {
-        let state = State::running(attempt, retry.borrow());
-        Self { state, attempts, retry, began: None, past: None }
+    pub(crate) fn started(retry: &Retry, attempts: A, attempt: A::Future) -> Call<Retry, A, R> {
+        let state = State::running(attempt, retry);
+        Call { state, attempts, retry: retry.clone(), story: Story::New }
     }
 
-    /// A call that may have a past.
+    /// A call that goes on.
     #[inline]
-    pub(crate) fn resumed(retry: P, attempts: A, past: Option<Resumed<R>>) -> Self {
-        let mut call = Self::new(retry, attempts);
-        if let Some((past, pause)) = past {
-            call.past = Some(past);
-            call.state = State::after(pause);
-        }
-        call
+    pub(crate) fn resumed(retry: P, attempts: A, (past, pause): Resumed<R>) -> Self {
+        Self { state: State::after(pause), attempts, retry, story: Story::Past(past) }
     }
 }
 
@@ -126,112 +163,119 @@ where
 {
     type Output = R::Output;
 
-    #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R::Output> {
-        let mut this = self.project();
-        let retry: &Retry = (*this.retry).borrow();
-        if !retry.is_plain() && this.began.is_none() {
-            *this.began = Some(retry.begin());
+    // Always: copying a result from one frame to the next costs more than all the rest of a plain success.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R::Output> {
+        let this = self.as_mut().project();
+        if R::ALL || !(*this.retry).borrow().is_plain() {
+            return self.go_on(cx);
         }
+        let StateProjection::Running { attempt } = this.state.project() else { return self.go_on(cx) };
+        let result = ready!(attempt.poll(cx));
+        let attempts = &*this.attempts;
+        if is_success(&result, |answer| attempts.classify(answer)) {
+            // Taken apart, because only the part that is there is then copied.
+            return Poll::Ready(match result {
+                Ok(value) => R::finish(None, Ok(value)),
+                Err(error) => R::finish(None, Err(error)),
+            });
+        }
+        match self.as_mut().end(result) {
+            ControlFlow::Break(output) => Poll::Ready(output),
+            ControlFlow::Continue(()) => self.go_on(cx),
+        }
+    }
+}
+
+// Out of line: what a plain success does not need.
+impl<P, A, R> Call<P, A, R>
+where
+    P: Borrow<Retry>,
+    A: Attempts,
+    R: Record<A::Value, A::Error> + Default,
+{
+    #[inline(never)]
+    fn go_on(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R::Output> {
         loop {
-            match this.state.as_mut().project() {
-                StateProjection::Running { attempt } => {
-                    let result = ready!(attempt.poll(cx));
-                    let attempts = &*this.attempts;
-                    if !R::ALL && retry.is_plain() && is_success(&result, |answer| attempts.classify(answer))
-                    {
-                        return Poll::Ready(R::finish(None, result));
-                    }
-                    match resume(retry, attempts, this.began.as_ref(), this.past, result) {
-                        ControlFlow::Break(output) => {
-                            // Over, however long the future is kept.
-                            end(this.began);
-                            return Poll::Ready(output);
-                        }
-                        // The failed attempt is dropped here: what it held is free before the next one asks for it.
-                        ControlFlow::Continue(pause) => this.state.set(State::after(pause)),
-                    }
+            let mut this = self.as_mut().project();
+            let retry: &Retry = (*this.retry).borrow();
+            if matches!(this.story, Story::New) && !retry.is_plain() {
+                *this.story = Story::Began(retry.begin());
+            }
+            let result = match this.state.as_mut().project() {
+                StateProjection::Running { attempt } => ready!(this.story.run(|| attempt.poll(cx))),
+                StateProjection::Timed { attempt } => {
+                    let result = ready!(this.story.run(|| attempt.as_mut().poll(cx)));
+                    result.unwrap_or_else(|| Err(A::Error::from_timed_out(retry.timed_out())))
                 }
                 StateProjection::Starting => {
-                    let attempt = match ready!(this.attempts.poll_start(cx)) {
-                        Ok(attempt) => attempt,
+                    match ready!(this.story.run(|| this.attempts.poll_start(cx))) {
+                        Ok(attempt) => this.state.set(State::running(attempt, retry)),
                         Err(error) => {
-                            end(this.began);
-                            let past = this.past.take();
-                            retry.not_ready(past.as_ref().map_or(0, |past| past.progress.attempts));
-                            let past = past.map(|past| past.record);
-                            return Poll::Ready(R::finish(past, Err(error)));
+                            let story = this.story.take();
+                            retry.not_ready(story.attempts());
+                            return Poll::Ready(R::finish(story.into_record(), Err(error)));
                         }
-                    };
+                    }
                     if R::ALL {
-                        this.past.get_or_insert_default().record.start();
+                        this.story.past().record.start();
                     }
-                    this.state.set(State::running(attempt, retry));
-                }
-                StateProjection::Timed { attempt } => {
-                    let result = match ready!(attempt.as_mut().poll(cx)) {
-                        Some(result) => result,
-                        None => Err(A::Error::from_timed_out(retry.timed_out())),
-                    };
-                    match resume(retry, this.attempts, this.began.as_ref(), this.past, result) {
-                        ControlFlow::Break(output) => {
-                            // Over, however long the future is kept.
-                            end(this.began);
-                            return Poll::Ready(output);
-                        }
-                        ControlFlow::Continue(pause) => this.state.set(State::after(pause)),
-                    }
+                    continue;
                 }
                 StateProjection::Pausing { timer } => {
                     ready!(timer.as_mut().poll(cx));
                     this.state.set(State::Starting);
+                    continue;
                 }
                 StateProjection::Yielding => {
                     ready!(poll_proceed(cx)).made_progress();
                     this.state.set(State::Starting);
+                    continue;
+                }
+            };
+            if let ControlFlow::Break(output) = self.as_mut().end(result) {
+                return Poll::Ready(output);
+            }
+        }
+    }
+
+    /// An attempt ended, and it is not a success that nobody watches.
+    #[inline(never)]
+    fn end(self: Pin<&mut Self>, result: Result<A::Value, A::Error>) -> ControlFlow<R::Output> {
+        let mut this = self.project();
+        let retry: &Retry = (*this.retry).borrow();
+        let attempts = &*this.attempts;
+        let settle = |past: &mut Past<R>| {
+            retry.settle(past, attempts.is_repeatable(), |answer| attempts.classify(answer), result)
+        };
+        // Taken out: where the call ends it is over, however long its future is kept.
+        let pause = match this.story.take() {
+            Story::Past(mut past) => match settle(&mut past) {
+                ControlFlow::Break(result) => {
+                    return ControlFlow::Break(R::finish(Some(past.record), result));
+                }
+                ControlFlow::Continue(pause) => {
+                    *this.story = Story::Past(past);
+                    pause
+                }
+            },
+            story => {
+                let mut past = Past::new(story.into_began());
+                match settle(&mut past) {
+                    ControlFlow::Break(result) => {
+                        return ControlFlow::Break(R::finish(Some(past.record), result));
+                    }
+                    ControlFlow::Continue(pause) => {
+                        *this.story = Story::Past(Box::new(past));
+                        pause
+                    }
                 }
             }
-        }
-    }
-}
-
-/// The call is over, however long its future is kept. Out of line, as all that a plain success does not need.
-#[inline(never)]
-fn end(began: &mut Option<Began>) {
-    *began = None;
-}
-
-/// An attempt ended, and it is not a success that nobody watches.
-#[inline(never)]
-fn resume<A, R>(
-    retry: &Retry,
-    attempts: &A,
-    began: Option<&Began>,
-    past: &mut Option<Box<Past<R>>>,
-    result: Result<A::Value, A::Error>,
-) -> ControlFlow<R::Output, Pause>
-where
-    A: Attempts,
-    R: Record<A::Value, A::Error> + Default,
-{
-    let classify = |answer: Result<&_, &_>| attempts.classify(answer);
-    let again = attempts.is_repeatable();
-    if let Some(boxed) = past {
-        match retry.settle(began, boxed, again, classify, result) {
-            ControlFlow::Continue(pause) => return ControlFlow::Continue(pause),
-            ControlFlow::Break(result) => {
-                let record = past.take().map(|past| past.record);
-                return ControlFlow::Break(R::finish(record, result));
-            }
-        }
-    }
-    let mut fresh = Past::<R>::default();
-    match retry.settle(began, &mut fresh, again, classify, result) {
-        ControlFlow::Continue(pause) => {
-            *past = Some(Box::new(fresh));
-            ControlFlow::Continue(pause)
-        }
-        ControlFlow::Break(result) => ControlFlow::Break(R::finish(Some(fresh.record), result)),
+        };
+        // The failed attempt is dropped here: what it held is free before the next one asks for it.
+        this.state.set(State::after(pause));
+        ControlFlow::Continue(())
     }
 }
 
@@ -256,6 +300,13 @@ pin_project! {
 }
 
 impl<F> Timed<F> {
+    /// Out of line, and by a pair: an attempt whose own address is given away cannot stay in registers where it has no time-out.
+    #[cold]
+    #[inline(never)]
+    fn boxed((attempt, limit): (F, Duration)) -> Pin<Box<Self>> {
+        Box::pin(Self::new(attempt, limit))
+    }
+
     pub(crate) fn new(attempt: F, limit: Duration) -> Self {
         Self { attempt, timer: None, limit }
     }

@@ -1,9 +1,11 @@
 use std::future::Future;
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_policy::{Deadline, Failure, Lift, Operation, Outcome, Policy, PolicyError, Verdict};
+use pin_project_lite::pin_project;
 use tokio::task::coop::consume_budget;
 
 use crate::call::{Attempts, Call, Resumed, Timed, is_success};
@@ -62,7 +64,7 @@ impl Policy for Retry {
                 Quick::Slow(past) => break past,
             }
         };
-        Call::<_, _, Best<_, _>>::resumed(self, Starts(op), Some(past)).await
+        Call::<_, _, Best<_, _>>::resumed(self, Starts(op), past).await
     }
 }
 
@@ -114,31 +116,51 @@ impl Retry {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        let mut past = Past { progress: Progress::after(attempts), record: Best::default() };
+        let mut past = Past::<Best<_, _>> { progress: Progress::after(attempts), ..Past::default() };
         if let Some(kept) = kept {
             past.record.keep(kept, AttemptOutcome::Transient);
         }
-        match self.settle(None, &mut past, true, |answer| op.classify(answer), result) {
+        match self.settle(&mut past, true, |answer| op.classify(answer), result) {
             ControlFlow::Break(result) => Quick::End(result),
             ControlFlow::Continue(pause) => Quick::Slow((Box::new(past), pause)),
         }
     }
 }
 
+pin_project! {
+    /// An attempt. Should it panic, its token is spent.
+    struct Guarded<'p, F> {
+        #[pin]
+        attempt: F,
+        progress: &'p mut Progress,
+    }
+}
+
+impl<F: Future> Future for Guarded<'_, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        this.progress.guard(|| this.attempt.poll(cx))
+    }
+}
+
 // A macro, because one function over both kinds of closures would lose `Send` inside `tokio::spawn`.
 macro_rules! run_mut {
     ($retry:ident, $attempt:expr, $classify:expr) => {{
-        let began = $retry.begin();
-        let mut past = Past::<Best<_, _>>::default();
+        let mut past = Past::<Best<_, _>>::new($retry.begin());
         loop {
+            let progress = &mut past.progress;
+            // Started in its first poll: a panic of the closure itself is one of the attempt.
+            let attempt = async { $attempt.await };
             let result = match $retry.attempt_timeout() {
-                None => $attempt.await.map_err(Failure::Operation),
-                Some(limit) => match Timed::new($attempt, limit).await {
+                None => Guarded { attempt, progress }.await.map_err(Failure::Operation),
+                Some(limit) => match (Guarded { attempt: Timed::new(attempt, limit), progress }).await {
                     Some(result) => result.map_err(Failure::Operation),
                     None => Err(Failure::TimedOut($retry.timed_out())),
                 },
             };
-            match $retry.settle(Some(&began), &mut past, true, $classify, result) {
+            match $retry.settle(&mut past, true, $classify, result) {
                 ControlFlow::Break(result) => return result,
                 ControlFlow::Continue(Pause::None) => {}
                 ControlFlow::Continue(Pause::Yield) => consume_budget().await,

@@ -35,7 +35,8 @@ pub const DEFAULT_MAX_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
 ///
 /// # Panics
 ///
-/// A panic of the operation, the classifier, the listener or a closure of delays passes on to the caller; the budget's token comes back.
+/// A panic of the operation, the classifier, the listener or a closure of delays passes on to the caller: it is not retried, and a
+/// listener that panics costs the answer. A retry that was made and panicked is spent; a token for one that was not made comes back.
 ///
 /// # Default
 ///
@@ -47,7 +48,7 @@ pub const DEFAULT_MAX_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
 /// | refusals that may pass | waited for |
 /// | budget, listener, name | none |
 /// | randomness | the thread's generator |
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Retry {
     // By value, and what few ask for behind one pointer: a tower future carries a clone, and counting references costs more than
     // the rest of the success path.
@@ -61,6 +62,15 @@ struct Extras {
     attempt_timeout: Option<Duration>,
     watch: Watch,
     random: Random,
+}
+
+impl Clone for Retry {
+    /// The numbers come last: copied before the pointer is cloned they would be copied twice.
+    #[inline]
+    fn clone(&self) -> Self {
+        let extras = self.extras.clone();
+        Self { limits: self.limits, extras }
+    }
 }
 
 impl Default for Retry {
@@ -214,17 +224,10 @@ impl Retry {
 
     /// An attempt of a call ended: what comes next, and who is told.
     #[inline(never)]
-    fn next(
-        &self,
-        began: Option<&Began>,
-        progress: &mut Progress,
-        repeatable: bool,
-        outcome: &Outcome<'_>,
-    ) -> Next {
+    fn next(&self, began: &Began, progress: &mut Progress, repeatable: bool, outcome: &Outcome<'_>) -> Next {
         let extras = self.extras.as_deref();
         let more = extras.map_or(More::NONE, |extras| &extras.more);
-        let world =
-            Now { began: began.and_then(|began| began.at), random: extras.map(|extras| &extras.random) };
+        let world = Now { began: began.at, random: extras.map(|extras| &extras.random) };
         let mut next = self.limits.next(more, progress, outcome, &world);
         if let Next::After(_) = next
             && !repeatable
@@ -248,7 +251,6 @@ impl Retry {
     /// By value, in a function that is not async: a result kept in the future's own memory costs every success.
     pub(crate) fn settle<T, E, R: Record<T, E>>(
         &self,
-        began: Option<&Began>,
         past: &mut Past<R>,
         repeatable: bool,
         classify: impl FnOnce(Result<&T, &E>) -> Option<Verdict>,
@@ -257,9 +259,9 @@ impl Retry {
     where
         E: PolicyError,
     {
-        let outcome = Outcome::of(&result, classify);
+        let Past { began, progress, record } = past;
+        let outcome = progress.guard(|| Outcome::of(&result, classify));
         let seen = AttemptOutcome::from(&outcome);
-        let Past { progress, record } = past;
         let next = self.next(began, progress, repeatable, &outcome);
         record.end(seen, &next);
         match next {
@@ -291,8 +293,15 @@ pub(crate) struct Began {
 /// What a call carries from one attempt to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Past<R> {
+    pub(crate) began: Began,
     pub(crate) progress: Progress,
     pub(crate) record: R,
+}
+
+impl<R: Default> Past<R> {
+    pub(crate) fn new(began: Began) -> Self {
+        Self { began, ..Self::default() }
+    }
 }
 
 /// What comes between two attempts.

@@ -280,6 +280,22 @@ impl Progress {
         Self { attempts, ..Self::default() }
     }
 
+    /// Runs a piece of an attempt. Should it panic, the attempt has failed: its token is spent.
+    pub(crate) fn guard<T>(&mut self, attempt: impl FnOnce() -> T) -> T {
+        struct Unwound<'p>(&'p mut Progress);
+
+        impl Drop for Unwound<'_> {
+            fn drop(&mut self) {
+                self.0.spend();
+            }
+        }
+
+        let unwound = Unwound(self);
+        let result = attempt();
+        std::mem::forget(unwound);
+        result
+    }
+
     fn spend(&mut self) {
         if let Some(token) = self.token.take() {
             token.spend();

@@ -128,7 +128,7 @@ where
             classifier: self.classifier.clone(),
             cloner: self.cloner.clone(),
         };
-        RetryFuture { call: Call::started(self.retry.clone(), attempts, first) }
+        RetryFuture { call: Call::<Retry, _, _>::started(&self.retry, attempts, first) }
     }
 }
 

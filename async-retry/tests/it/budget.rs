@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
 use async_policy::{PolicyKind, Reason};
-use async_retry::{Backoff, Budget, Failure, Policy, Rejection, Retry};
+use async_retry::{Backoff, Budget, Failure, Operation, Policy, Rejection, Retry, Verdict};
 use tokio::time::sleep;
 
 use crate::attempts;
@@ -81,22 +81,70 @@ async fn futures_poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
     std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_pending())).await
 }
 
+/// What the second start panics in, in every shape: each is the attempt's own failure.
 #[tokio::test(start_paused = true)]
-async fn a_panic_gives_it_back() {
+async fn a_retry_that_panics_is_spent() {
+    let attempt = |n: u32| async move {
+        tokio::task::yield_now().await;
+        assert!(n < 1, "the second attempt panics");
+        Err::<(), _>(())
+    };
     let budget = Budget::aws_standard();
     let retry = retry(&budget);
     let count = AtomicU32::new(0);
-    let task = tokio::spawn(async move {
-        let count = &count;
-        retry
-            .call(async || {
-                assert!(count.fetch_add(1, Relaxed) < 1, "the second attempt panics");
-                Err::<(), _>(())
-            })
-            .await
+    let next = || count.fetch_add(1, Relaxed) % 2;
+    // In the attempt; in the closure; in the classifier.
+    panics(retry.call(|| attempt(next()))).await;
+    assert_eq!(budget.available(), 495.0);
+    panics(retry.call_with_report(|| attempt(next()))).await;
+    assert_eq!(budget.available(), 490.0);
+    panics(retry.call_mut(|| attempt(next()))).await;
+    assert_eq!(budget.available(), 485.0);
+    panics(retry.clone().with_attempt_timeout(ms(9)).call_lending(async || attempt(next()).await)).await;
+    assert_eq!(budget.available(), 480.0);
+    let started = || {
+        assert!(next() < 1, "the closure panics");
+        std::future::ready(Err::<(), _>(()))
+    };
+    panics(retry.call(started)).await;
+    assert_eq!(budget.available(), 475.0);
+    panics(retry.call_mut(started)).await;
+    assert_eq!(budget.available(), 470.0);
+    let op = (async || Err::<(), _>(())).classify_with(|_| {
+        assert!(next() < 1, "the classifier panics");
+        Verdict::Transient
     });
-    assert!(task.await.unwrap_err().is_panic());
+    panics(retry.call(op)).await;
+    assert_eq!(budget.available(), 465.0);
+}
+
+/// A panic of one call must not be taken for one of its neighbour, which is dropped by it.
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_dropped_by_the_panic_of_another_is_not_spent() {
+    let budget = Budget::aws_standard();
+    let retry = retry(&budget);
+    panics(async {
+        let waiting = retry.call(async || Err::<(), _>(()));
+        tokio::pin!(waiting);
+        assert!(futures_poll(waiting.as_mut()).await, "in its backoff");
+        assert_eq!(budget.available(), 495.0);
+        panic!("the neighbour");
+    })
+    .await;
     assert_eq!(budget.available(), 500.0);
+}
+
+async fn panics<F: Future>(call: F) {
+    let mut call = Box::pin(call);
+    let ended = std::future::poll_fn(|cx| {
+        let poll = std::panic::AssertUnwindSafe(|| call.as_mut().poll(cx).map(drop));
+        match std::panic::catch_unwind(poll) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => std::task::Poll::Ready(Err(panic)),
+        }
+    })
+    .await;
+    assert!(ended.is_err(), "it panics");
 }
 
 #[tokio::test(start_paused = true)]
