@@ -126,6 +126,7 @@ fn main() {
             .peer("recloser", |n| on_threads(threads, n, |n| recloser_calls(&peer, n)))
             .peer("failsafe, in a row", |n| on_threads(threads, n, in_a_row_calls))
             .peer("tower-resilience", |n| on_threads(threads, n, |n| service_calls(&service, n)))
+            .bare(|n| on_threads(threads, n, |n| repeat(n, |i| ready(Ok::<_, ()>(i)))))
             .run();
     }
 

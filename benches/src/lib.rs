@@ -57,9 +57,16 @@ pub fn note(name: &'static str, value: f64) {
     });
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ours,
+    Peer,
+    Bare,
+}
+
 struct Candidate<'a> {
     name: &'static str,
-    ours: bool,
+    kind: Kind,
     work: Box<dyn FnMut(u64) + 'a>,
     iterations: u64,
     nanos: Vec<f64>,
@@ -157,18 +164,23 @@ impl<'a> Row<'_, 'a> {
 
     /// How the family does it: `work(n)` does it n times.
     pub fn ours(self, name: &'static str, work: impl FnMut(u64) + 'a) -> Self {
-        self.candidate(name, true, work)
+        self.candidate(name, Kind::Ours, work)
     }
 
     /// How a peer does it.
     pub fn peer(self, name: &'static str, work: impl FnMut(u64) + 'a) -> Self {
-        self.candidate(name, false, work)
+        self.candidate(name, Kind::Peer, work)
     }
 
-    fn candidate(mut self, name: &'static str, ours: bool, work: impl FnMut(u64) + 'a) -> Self {
+    /// The same work without any pattern: a yardstick, not a rival.
+    pub fn bare(self, work: impl FnMut(u64) + 'a) -> Self {
+        self.candidate("bare", Kind::Bare, work)
+    }
+
+    fn candidate(mut self, name: &'static str, kind: Kind, work: impl FnMut(u64) + 'a) -> Self {
         self.candidates.push(Candidate {
             name,
-            ours,
+            kind,
             work: Box::new(work),
             iterations: 1,
             nanos: Vec::new(),
@@ -214,8 +226,8 @@ impl<'a> Row<'_, 'a> {
     }
 
     fn report(self) {
-        let ours =
-            self.candidates.iter().find(|candidate| candidate.ours).expect("a row has a candidate of ours");
+        let ours = self.candidates.iter().find(|candidate| candidate.kind == Kind::Ours);
+        let ours = ours.expect("a row has a candidate of ours");
         let ratio = |peer: &Candidate<'_>| {
             median(ours.nanos.iter().zip(&peer.nanos).map(|(ours, peer)| ours / peer).collect())
         };
@@ -232,11 +244,11 @@ impl<'a> Row<'_, 'a> {
                 figure(most),
                 figure(median(candidate.cpu.clone())),
                 figure(candidate.allocations),
-                if candidate.ours { String::new() } else { format!("{:.3}", ratio(candidate)) },
+                if candidate.kind == Kind::Ours { String::new() } else { format!("{:.3}", ratio(candidate)) },
                 notes.join(", "),
             ]);
         }
-        let peers = self.candidates.iter().filter(|candidate| !candidate.ours);
+        let peers = self.candidates.iter().filter(|candidate| candidate.kind == Kind::Peer);
         let best = peers.min_by(|a, b| median(a.nanos.clone()).total_cmp(&median(b.nanos.clone())));
         if let Some(best) = best {
             let line =
