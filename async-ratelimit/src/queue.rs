@@ -29,3 +29,25 @@ impl Queue {
     /// Who finds no room is refused.
     pub(crate) const NONE: Self = Self { max_len: 0, max_wait: None };
 }
+
+/// What every builder here has, besides its limit: who may wait, and a name.
+macro_rules! queue_and_name {
+    ($who_waits:literal) => {
+        #[doc = $who_waits]
+        pub fn with_queue(
+            mut self,
+            max_len: usize,
+            max_wait: impl Into<Option<std::time::Duration>>,
+        ) -> Self {
+            self.queue = Queue { max_len, max_wait: max_wait.into() };
+            self
+        }
+
+        /// The name that refusals carry.
+        pub fn with_name(mut self, name: impl Into<Name>) -> Self {
+            self.name = Some(name.into());
+            self
+        }
+    };
+}
+pub(crate) use queue_and_name;

@@ -1,30 +1,43 @@
 //! The cores that own atomics under every interleaving: `RUSTFLAGS="--cfg family_loom" cargo test -p async-ratelimit --test loom --release`.
 #![cfg(family_loom)]
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, unused_imports, unused_macros)]
 
+#[path = "../src/rate/counter.rs"]
+mod counter;
+#[path = "../src/rate/engine.rs"]
+mod engine;
 #[path = "../src/fifo.rs"]
 mod fifo;
-#[path = "../src/rate/gate.rs"]
-mod gate;
+#[path = "../src/rate/line.rs"]
+mod line;
+#[path = "../src/queue.rs"]
+mod queue;
+#[path = "../src/rate/quota.rs"]
+mod quota;
 #[path = "../src/concurrency/state.rs"]
 mod state;
 #[path = "../src/wake.rs"]
 mod wake;
 
 mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU32, Ordering};
-    pub(crate) use loom::sync::{Mutex, MutexGuard, RwLock};
+    pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
 }
 
 use std::future::poll_fn;
+use std::num::NonZeroU32;
 use std::task::Poll;
+use std::time::Duration;
 
+use counter::Counter;
+use engine::Engine;
 use fifo::Key;
-use gate::Gate;
 use loom::future::block_on;
 use loom::sync::Arc;
-use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use loom::thread;
+use queue::Queue;
+use quota::Quota;
 use state::{Joined, Semaphore, Turn};
 
 /// What the shell does: try, join, and wait for the grant.
@@ -141,44 +154,219 @@ fn a_change_of_the_limit_loses_no_waiter_and_no_permit() {
     });
 }
 
-/// An engine with so many cells, and nothing else.
-struct Cells(AtomicUsize);
+/// A rate limit with a clock that goes on when somebody has slept.
+struct Rate {
+    counter: Counter,
+    clock: AtomicU64,
+    /// Who joined and who was granted, written under the lock of the queue.
+    order: std::sync::Mutex<(Vec<usize>, Vec<usize>)>,
+}
 
-impl Cells {
-    fn take(&self) -> bool {
-        let one_less = |cells: usize| cells.checked_sub(1);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok()
+const MILLI: Duration = Duration::from_millis(1);
+
+fn engine(interval: Duration, burst: u32) -> Engine {
+    Engine::new(Quota::new(1, interval).with_burst(burst)).unwrap()
+}
+
+impl Rate {
+    fn new(interval: Duration, burst: u32) -> Arc<Self> {
+        let counter = Counter::new(engine(interval, burst));
+        Arc::new(Self { counter, clock: AtomicU64::new(0), order: std::sync::Mutex::default() })
     }
 
-    fn retire(&self) -> usize {
-        self.0.swap(0, Ordering::AcqRel)
+    fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    /// As the shell does it: lock-free, or else behind the lock.
+    fn try_acquire(&self) -> bool {
+        match self.counter.take(NonZeroU32::MIN, self.now()) {
+            Ok(()) => true,
+            Err(Some(_)) => false,
+            Err(None) => self.counter.at_line(|| self.now(), |line, cells| line.is_empty() && cells.take(1)),
+        }
+    }
+
+    /// As the shell does it, but that a sleep is over as soon as it begins.
+    fn acquire(&self, id: usize) {
+        if self.counter.take(NonZeroU32::MIN, self.now()).is_ok() {
+            return;
+        }
+        let mut place = None;
+        block_on(poll_fn(|cx| {
+            loop {
+                let until = match place {
+                    None => {
+                        let joined = self.join(id, cx.waker().clone());
+                        let Some((key, until)) = joined else { return Poll::Ready(()) };
+                        place = Some(key);
+                        until
+                    }
+                    Some(key) => match self.look(id, key, cx.waker()) {
+                        line::Turn::Taken(left) => {
+                            wake::wake_all(left.next.into_iter());
+                            return Poll::Ready(());
+                        }
+                        line::Turn::Waits(until) => until,
+                        turn => panic!("{turn:?}"),
+                    },
+                };
+                let Some(until) = until else { return Poll::Pending };
+                self.clock.fetch_max(until, Ordering::Relaxed);
+            }
+        }));
+    }
+
+    /// A place, or none where the cell was there.
+    fn join(&self, id: usize, waker: std::task::Waker) -> Option<(Key, Option<u64>)> {
+        let mut waker = Some(waker);
+        let queue = Queue { max_len: 10, max_wait: None };
+        self.counter.at_line(
+            || self.now(),
+            |line, cells| match line.join(1, queue, |_| true, &mut waker, cells).unwrap() {
+                line::Joined::Taken => None,
+                line::Joined::Waits(key, until) => {
+                    self.order.lock().unwrap().0.push(id);
+                    Some((key, until))
+                }
+            },
+        )
+    }
+
+    fn look(&self, id: usize, key: Key, waker: &std::task::Waker) -> line::Turn {
+        let mut spare = Some(waker.clone());
+        self.counter.at_line(
+            || self.now(),
+            |line, cells| {
+                let turn = line.poll(key, waker, &mut spare, cells);
+                if matches!(turn, line::Turn::Taken(_)) {
+                    self.order.lock().unwrap().1.push(id);
+                }
+                turn
+            },
+        )
+    }
+
+    /// Joins the queue and gives up at once.
+    fn give_up(&self) {
+        let Some((key, _)) = self.join(usize::MAX, std::task::Waker::noop().clone()) else { return };
+        self.order.lock().unwrap().0.retain(|id| *id != usize::MAX);
+        let left = self.counter.at_line(|| self.now(), |line, cells| line.leave(key, cells));
+        wake::wake_all(left.next.into_iter());
+    }
+
+    fn change(&self, to: Engine) {
+        let mut wakers = Vec::new();
+        self.counter.at_line(
+            || self.now(),
+            |line, cells| {
+                cells.change(to);
+                line.reckon(cells, &mut wakers);
+            },
+        );
+        wake::wake_all(wakers.into_iter());
+    }
+
+    /// Nobody waits any more, whoever joined was granted in that order, and so many cells were used in all.
+    fn ended(&self, used: Option<Duration>) {
+        let order = self.order.lock().unwrap();
+        assert_eq!(order.0, order.1);
+        self.counter.at_line(
+            || 0,
+            |line, cells| {
+                assert!(line.is_empty());
+                assert!(used.is_none_or(|used| Duration::from_nanos(cells.arrival) == used));
+            },
+        );
+    }
+}
+
+/// Three who want a cell each.
+fn three(rate: &Arc<Rate>) {
+    let others: Vec<_> = [1, 2]
+        .map(|id| {
+            let rate = rate.clone();
+            thread::spawn(move || rate.acquire(id))
+        })
+        .into();
+    rate.acquire(0);
+    others.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn whoever_waits_for_a_cell_is_granted_one_in_order_and_no_cell_comes_from_nowhere() {
+    for interval in [MILLI, MILLI / 2] {
+        model(2, move || {
+            let rate = Rate::new(interval, 1);
+            three(&rate);
+            rate.ended(None);
+            // The third cell was there after two intervals.
+            assert!(Duration::from_nanos(rate.now()) >= interval * 2);
+        });
     }
 }
 
 #[test]
-fn a_replaced_engine_neither_mints_nor_loses_a_cell_and_refuses_nobody() {
-    model(3, || {
-        let gate = Arc::new(Gate::new(Cells(AtomicUsize::new(2))));
-        let taker = thread::spawn({
-            let gate = gate.clone();
-            move || assert!(gate.take(Cells::take))
+fn who_gives_up_its_place_takes_nobody_elses_wake_up_with_it() {
+    for interval in [MILLI, MILLI / 2] {
+        model(2, move || {
+            let rate = Rate::new(interval, 1);
+            assert!(rate.try_acquire());
+            let fickle = thread::spawn({
+                let rate = rate.clone();
+                move || rate.give_up()
+            });
+            let other = thread::spawn({
+                let rate = rate.clone();
+                move || rate.acquire(1)
+            });
+            rate.acquire(0);
+            fickle.join().unwrap();
+            other.join().unwrap();
+            rate.ended(None);
         });
-        let replacer = thread::spawn({
-            let gate = gate.clone();
+    }
+}
+
+#[test]
+fn a_change_of_quota_loses_nobody_who_waits() {
+    model(2, || {
+        let rate = Rate::new(MILLI * 2, 1);
+        assert!(rate.try_acquire());
+        let changer = thread::spawn({
+            let rate = rate.clone();
+            move || rate.change(engine(MILLI / 2, 1))
+        });
+        let other = thread::spawn({
+            let rate = rate.clone();
+            move || rate.acquire(1)
+        });
+        rate.acquire(0);
+        changer.join().unwrap();
+        other.join().unwrap();
+        rate.ended(None);
+    });
+}
+
+#[test]
+fn a_changed_quota_neither_mints_nor_loses_a_cell_and_refuses_nobody() {
+    model(3, || {
+        let rate = Rate::new(MILLI, 2);
+        let taker = thread::spawn({
+            let rate = rate.clone();
+            move || assert!(rate.try_acquire())
+        });
+        let changer = thread::spawn({
+            let rate = rate.clone();
             move || {
-                for _ in 0..2 {
-                    gate.replace(|old| Cells(AtomicUsize::new(old.retire())));
-                }
+                rate.change(engine(MILLI * 4, 2));
+                rate.change(engine(MILLI * 2, 2));
             }
         });
-        assert!(gate.take(Cells::take));
+        assert!(rate.try_acquire());
         taker.join().unwrap();
-        replacer.join().unwrap();
-        assert!(!gate.take(Cells::take));
-        gate.replace(|_| Cells(AtomicUsize::new(1)));
-        gate.set_waiting(true);
-        assert!(!gate.take(Cells::take));
-        gate.set_waiting(false);
-        assert!(gate.take(Cells::take));
+        changer.join().unwrap();
+        assert!(!rate.try_acquire());
+        rate.ended(Some(MILLI * 4));
     });
 }

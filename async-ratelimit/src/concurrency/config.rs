@@ -1,11 +1,10 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_policy::{ConfigError, Name};
 
 use super::state::Semaphore;
 use super::{ConcurrencyLimit, Shared};
-use crate::queue::Queue;
+use crate::queue::{Queue, queue_and_name};
 
 /// Builds a [`ConcurrencyLimit`].
 ///
@@ -28,17 +27,9 @@ impl ConcurrencyLimitBuilder {
         Self { limit, queue: Queue::NONE, name: None }
     }
 
-    /// Lets up to `max_len` callers wait, first come, first served, each for at most `max_wait`; `None` for as long as it takes.
-    pub fn with_queue(mut self, max_len: usize, max_wait: impl Into<Option<Duration>>) -> Self {
-        self.queue = Queue { max_len, max_wait: max_wait.into() };
-        self
-    }
-
-    /// The name that refusals carry.
-    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
+    queue_and_name!(
+        "Lets up to `max_len` callers wait, first come, first served, each for at most `max_wait`; `None` for as long as it takes."
+    );
 
     /// Builds the limit, with nothing in flight.
     ///

@@ -2,17 +2,16 @@ use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
 
+use super::DEFAULT_MAX_KEYS;
 #[cfg(feature = "serde")]
 use super::default_max_keys;
 use super::shards::{ByHash, Shards};
-use super::{DEFAULT_MAX_KEYS, check_max_keys};
 use crate::concurrency::{ConcurrencySnapshot, Semaphore, Shared as One, check_limit};
 use crate::event::{Event, emit};
-use crate::queue::Queue;
+use crate::queue::{Queue, queue_and_name};
 use crate::wake::wake_all;
 
 /// A [`ConcurrencyLimit`](crate::ConcurrencyLimit) for each key: each client, tenant, host.
@@ -86,18 +85,9 @@ impl<K: ?Sized> KeyedConcurrencyLimitBuilder<K> {
         self
     }
 
-    /// Lets up to `max_len` callers wait for each key, first come, first served, each for at most `max_wait`; `None` for as
-    /// long as it takes.
-    pub fn with_queue(mut self, max_len: usize, max_wait: impl Into<Option<Duration>>) -> Self {
-        self.queue = Queue { max_len, max_wait: max_wait.into() };
-        self
-    }
-
-    /// The name that refusals carry.
-    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
+    queue_and_name!(
+        "Lets up to `max_len` callers wait for each key, first come, first served, each for at most `max_wait`; `None` for as long as it takes."
+    );
 
     /// Builds the limit, with nothing in flight.
     ///
@@ -107,10 +97,8 @@ impl<K: ?Sized> KeyedConcurrencyLimitBuilder<K> {
     /// - `max_keys`: zero, or more than 2^32.
     pub fn build(self) -> Result<KeyedConcurrencyLimit<K>, ConfigError> {
         check_limit(self.limit)?;
-        check_max_keys(self.max_keys)?;
-        let shards = Shards::new(self.max_keys, |room| {
-            Ok(Shard { limit: self.limit, room, busy: ByHash::default() })
-        })?;
+        let shards =
+            Shards::new(self.max_keys, |room| Shard { limit: self.limit, room, busy: ByHash::default() })?;
         let shared = Shared { shards, change: Mutex::new(()), queue: self.queue, name: self.name };
         Ok(KeyedConcurrencyLimit { shared: Arc::new(shared), key: PhantomData })
     }

@@ -2,22 +2,20 @@ use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Waker;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_policy::{ConfigError, Deadline, Name, PolicyKind, Reason, Rejection};
+use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
 
+use super::DEFAULT_MAX_KEYS;
 #[cfg(feature = "serde")]
 use super::default_max_keys;
 use super::shards::{ByHash, Shards};
-use super::{DEFAULT_MAX_KEYS, check_max_keys};
 use crate::event::{Event, emit};
-use crate::fifo::Key;
-use crate::queue::Queue;
+use crate::queue::{Queue, queue_and_name};
 use crate::rate::{
-    AtEngine, Cells, Clock, Desk, Engine, Joined, Line, Quota, RateSnapshot, Refusal, Tat, Turn, Wait,
-    refuse, rejection, snapshot, warn_if_too_fine,
+    Cells, Desk, Engine, Line, Quota, RateSnapshot, Watch, acquire, refuse, rejection, snapshot,
+    warn_if_too_fine,
 };
 use crate::wake::wake_all;
 
@@ -51,9 +49,10 @@ pub struct KeyedRateLimit<K: ?Sized> {
 
 #[derive(Debug)]
 struct Shared {
+    watch: Watch,
     shards: Shards<Shard>,
-    /// Held while the quota is changed in one shard after the other, so that the last change is the last for every key.
-    change: Mutex<()>,
+    /// The one in force; locked while it is changed in one shard after the other, so that the last change is the last for every key.
+    quota: Mutex<Quota>,
     queue: Queue,
     name: Option<Name>,
 }
@@ -61,8 +60,10 @@ struct Shared {
 /// Some keys, behind one lock.
 #[derive(Debug)]
 struct Shard {
+    quota: Quota,
     engine: Engine,
-    used: ByHash<Tat>,
+    /// The arrival times.
+    used: ByHash<u64>,
     /// Only the keys that somebody waits for.
     lines: ByHash<Line>,
     room: usize,
@@ -97,18 +98,9 @@ impl<K: ?Sized> KeyedRateLimitBuilder<K> {
         self
     }
 
-    /// Lets up to `max_len` callers wait for each key, first come, first served, each for at most `max_wait`; `None` for as
-    /// long as it takes.
-    pub fn with_queue(mut self, max_len: usize, max_wait: impl Into<Option<Duration>>) -> Self {
-        self.queue = Queue { max_len, max_wait: max_wait.into() };
-        self
-    }
-
-    /// The name that refusals carry.
-    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
+    queue_and_name!(
+        "Lets up to `max_len` callers wait for each key, first come, first served, each for at most `max_wait`; `None` for as long as it takes."
+    );
 
     /// Builds the limit, with a full burst for every key.
     ///
@@ -117,41 +109,51 @@ impl<K: ?Sized> KeyedRateLimitBuilder<K> {
     /// - As [`RateLimitBuilder::build`](crate::RateLimitBuilder::build).
     /// - `max_keys`: zero, or more than 2^32.
     pub fn build(self) -> Result<KeyedRateLimit<K>, ConfigError> {
-        check_max_keys(self.max_keys)?;
-        let shards = Shards::new(self.max_keys, |room| {
-            Ok(Shard {
-                engine: Engine::new(self.quota, Clock::default())?,
-                used: ByHash::default(),
-                lines: ByHash::default(),
-                room,
-                sweep_at: SWEEP_EVERY.as_nanos() as u64,
-            })
+        let Self { quota, queue, name, max_keys, .. } = self;
+        let engine = Engine::new(quota)?;
+        let shards = Shards::new(max_keys, |room| Shard {
+            quota,
+            engine,
+            used: ByHash::default(),
+            lines: ByHash::default(),
+            room,
+            sweep_at: SWEEP_EVERY.as_nanos() as u64,
         })?;
-        warn_if_too_fine(self.quota, self.queue, self.name.as_ref());
-        let shared = Shared { shards, change: Mutex::new(()), queue: self.queue, name: self.name };
+        warn_if_too_fine(quota, queue, name.as_ref());
+        let shared = Shared { watch: Watch::new(), shards, quota: Mutex::new(quota), queue, name };
         Ok(KeyedRateLimit { shared: Arc::new(shared), key: PhantomData })
     }
 }
 
+impl Shared {
+    fn quota(&self) -> MutexGuard<'_, Quota> {
+        self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Shard {
-    /// The state of a key, which makes room for it where it is new.
-    fn state(&mut self, hash: u64) -> AtEngine<'_> {
+    /// The arrival time of a key, which makes room for it where it is new.
+    fn state(&mut self, hash: u64, now: u64) -> &mut u64 {
         if !self.used.contains_key(&hash) {
-            self.sweep();
+            self.sweep(now);
         }
-        let tat = self.used.entry(hash).or_default();
-        AtEngine { engine: &self.engine, tat, now: self.engine.now() }
+        self.used.entry(hash).or_default()
     }
 
+    /// Whether nobody waits for the key and there are `n` cells.
     #[inline]
-    fn take(&mut self, hash: u64, n: NonZeroU32) -> bool {
+    fn take(&mut self, hash: u64, n: NonZeroU32, now: u64) -> bool {
         if !self.lines.is_empty() && self.lines.contains_key(&hash) {
             return false;
         }
-        if let Some(tat) = self.used.get(&hash) {
-            return self.engine.take_n(tat, n);
-        }
-        self.state(hash).take(n.get())
+        let engine = self.engine;
+        let arrival = match self.used.get_mut(&hash) {
+            Some(arrival) => arrival,
+            None => self.state(hash, now),
+        };
+        let taken = engine.take(*arrival, now, n);
+        *arrival = taken.unwrap_or(*arrival);
+        taken.is_some()
     }
 
     /// Whether as many other keys are waited for as may be: they cannot be forgotten, and some must be.
@@ -159,10 +161,16 @@ impl Shard {
         self.lines.len() >= self.room - self.room / 8 && !self.lines.contains_key(&hash)
     }
 
-    /// What a line needs, without a borrow of the lines.
-    fn with_line<R>(&mut self, hash: u64, f: impl FnOnce(&mut Line, &mut AtEngine<'_>) -> R) -> R {
+    /// What a key has, without a state of its own where it is new.
+    fn look(&self, hash: u64, now: u64) -> Cells {
+        Cells { engine: self.engine, arrival: self.used.get(&hash).copied().unwrap_or(0), now }
+    }
+
+    fn at_line<R>(&mut self, hash: u64, now: u64, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R {
         let mut line = self.lines.remove(&hash).unwrap_or_else(Line::new);
-        let result = f(&mut line, &mut self.state(hash));
+        let mut cells = Cells { engine: self.engine, arrival: *self.state(hash, now), now };
+        let result = work(&mut line, &mut cells);
+        *self.state(hash, now) = cells.arrival;
         if !line.is_empty() {
             self.lines.insert(hash, line);
         } else if self.lines.capacity() > 64 && self.lines.len() < self.lines.capacity() / 8 {
@@ -172,22 +180,21 @@ impl Shard {
     }
 
     /// Forgets the idle keys, now and then; and some busy ones, if there is no other room.
-    fn sweep(&mut self) {
-        let now = self.engine.now();
+    fn sweep(&mut self, now: u64) {
         if self.used.len() < self.room && now < self.sweep_at {
             return;
         }
         let Self { used, lines, .. } = self;
-        used.retain(|hash, tat| tat.get() > now || lines.contains_key(hash));
+        used.retain(|hash, arrival| *arrival > now || lines.contains_key(hash));
         if used.len() >= self.room {
             // The eighth that has used least, by the measure of a sample.
             let kept = self.room - self.room / 8;
-            let mut sample: Vec<u64> = used.values().take(64).map(Tat::get).collect();
+            let mut sample: Vec<u64> = used.values().take(64).copied().collect();
             sample.sort_unstable();
             let least = sample[sample.len() / 8];
             let mut surplus = used.len() - kept;
-            used.retain(|hash, tat| {
-                let goes = surplus > 0 && tat.get() <= least && !lines.contains_key(hash);
+            used.retain(|hash, arrival| {
+                let goes = surplus > 0 && *arrival <= least && !lines.contains_key(hash);
                 surplus -= usize::from(goes);
                 !goes
             });
@@ -254,25 +261,26 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
     ///
     /// As [`KeyedRateLimitBuilder::build`]; nothing is changed then.
     pub fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
-        Engine::new(quota, Clock::default())?;
+        let engine = Engine::new(quota)?;
         let mut wakers = Vec::new();
-        let change = self.shared.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = self.quota();
+        let mut in_force = self.shared.quota();
+        let from = std::mem::replace(&mut *in_force, quota);
         for mut shard in self.shared.shards.each() {
-            let shard = &mut *shard;
-            let engine = Engine::new(quota, Clock::default())?;
-            for tat in shard.used.values_mut() {
-                *tat = engine.adopt(&shard.engine, tat.get());
-            }
-            shard.engine = engine;
-            shard.sweep_at = 0;
+            let (shard, now) = (&mut *shard, self.shared.watch.now());
+            let change = |arrival: &mut u64| {
+                let mut cells = Cells { engine: shard.engine, arrival: *arrival, now };
+                cells.change(engine);
+                *arrival = cells.arrival;
+                cells
+            };
+            shard.used.values_mut().for_each(|arrival| _ = change(arrival));
+            (shard.quota, shard.engine, shard.sweep_at) = (quota, engine, 0);
             for (hash, line) in &mut shard.lines {
-                let tat = shard.used.entry(*hash).or_default();
-                let cells = AtEngine { engine: &shard.engine, tat, now: shard.engine.now() };
-                line.reckon(&cells, &mut wakers);
+                let arrival = shard.used.get(hash).copied().unwrap_or(0);
+                line.reckon(&Cells { engine, arrival, now }, &mut wakers);
             }
         }
-        drop(change);
+        drop(in_force);
         wake_all(wakers.into_iter());
         let name = self.shared.name.as_ref();
         emit(PolicyKind::RateLimit, name, &Event::QuotaChanged { from, to: quota });
@@ -282,7 +290,7 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
 
     /// The quota in force for each key.
     pub fn quota(&self) -> Quota {
-        self.shared.shards.lock(0).engine.quota()
+        *self.shared.quota()
     }
 
     /// How many keys are kept: the busy ones, and idle ones not yet evicted.
@@ -347,12 +355,13 @@ impl RateLimitKey<'_> {
     /// As [`RateLimit::try_acquire_many`](crate::RateLimit::try_acquire_many).
     pub fn try_acquire_many(&self, n: u32) -> Result<(), Rejection> {
         let Some(cells) = NonZeroU32::new(n) else { return Ok(()) };
+        let now = self.shared.watch.now();
         let mut shard = self.shared.shards.lock(self.hash);
-        if shard.take(self.hash, cells) {
+        if shard.take(self.hash, cells, now) {
             return Ok(());
         }
         let ahead = shard.lines.get(&self.hash).map_or(0, Line::cells);
-        let refusal = refuse(Reason::LimitReached, n, ahead, &shard.state(self.hash));
+        let refusal = refuse(Reason::LimitReached, n, ahead, &shard.look(self.hash, now));
         drop(shard);
         Err(rejection(refusal, self.shared.name.as_ref()))
     }
@@ -380,70 +389,39 @@ impl RateLimitKey<'_> {
     ///
     /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
     pub async fn acquire_many(&self, n: u32) -> Result<(), Rejection> {
-        Wait::new(*self, n).await
+        acquire(*self, n).await
     }
 
     /// What the limit of this key looks like now.
     #[must_use]
     pub fn snapshot(&self) -> RateSnapshot {
+        let now = self.shared.watch.now();
         let shard = self.shared.shards.lock(self.hash);
-        let (waiting, ahead) = shard.lines.get(&self.hash).map_or((0, 0), |line| (line.len(), line.cells()));
-        // A look does not make a key busy.
-        let tat = shard.used.get(&self.hash).map_or(0, Tat::get);
-        snapshot(&shard.engine, tat, waiting, ahead)
+        let (nobody, cells) = (Line::new(), shard.look(self.hash, now));
+        snapshot(shard.quota, shard.lines.get(&self.hash).unwrap_or(&nobody), &cells)
     }
 }
 
 impl Desk for RateLimitKey<'_> {
     fn take_now(&self, n: u32) -> bool {
-        NonZeroU32::new(n).is_none_or(|n| self.shared.shards.lock(self.hash).take(self.hash, n))
+        let now = self.shared.watch.now();
+        NonZeroU32::new(n).is_none_or(|n| self.shared.shards.lock(self.hash).take(self.hash, n, now))
     }
 
-    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection> {
-        // Declared before the lock, and so dropped after it is free: wakers are the caller's code.
-        let mut waker = Some(waker);
-        let queue = self.shared.queue;
+    fn is_crowded(&self) -> bool {
+        self.shared.shards.lock(self.hash).is_crowded(self.hash)
+    }
+
+    fn at_line<R>(&self, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R {
         let mut shard = self.shared.shards.lock(self.hash);
-        if queue.max_len > 0 && shard.is_crowded(self.hash) {
-            let state = AtEngine { engine: &shard.engine, tat: &Tat::default(), now: shard.engine.now() };
-            let refusal = refuse(Reason::QueueFull, n, 0, &state);
-            drop(shard);
-            return Err(rejection(refusal, self.shared.name.as_ref()));
-        }
-        let joined =
-            shard.with_line(self.hash, |line, cells| line.join(n, queue, Deadline::fits, &mut waker, cells));
-        drop(shard);
-        joined.map_err(|refusal| rejection(refusal, self.shared.name.as_ref()))
+        shard.at_line(self.hash, self.shared.watch.now(), work)
     }
 
-    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64) {
-        let mut spare = None;
-        loop {
-            let mut shard = self.shared.shards.lock(self.hash);
-            let polled = shard
-                .with_line(self.hash, |line, cells| (line.poll(key, waker, &mut spare, cells), cells.now));
-            drop(shard);
-            if !matches!(polled.0, Turn::WakerNeeded) {
-                return polled;
-            }
-            spare = Some(waker.clone());
-        }
+    fn queue(&self) -> Queue {
+        self.shared.queue
     }
 
-    fn leave(&self, key: Key) {
-        let mut shard = self.shared.shards.lock(self.hash);
-        let left = shard.with_line(self.hash, |line, cells| line.leave(key, cells));
-        drop(shard);
-        if let Some(next) = left.next {
-            next.wake();
-        }
-    }
-
-    fn reject(&self, reason: Reason) -> Rejection {
-        rejection(Refusal { reason, retry_after: None }, self.shared.name.as_ref())
-    }
-
-    fn waited(&self, wait: Duration) {
-        emit(PolicyKind::RateLimit, self.shared.name.as_ref(), &Event::Waited(wait));
+    fn name(&self) -> Option<&Name> {
+        self.shared.name.as_ref()
     }
 }

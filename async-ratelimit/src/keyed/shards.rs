@@ -3,6 +3,8 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use async_policy::ConfigError;
+
 /// A map by hashes, which need no hashing again.
 pub(super) type ByHash<V> = HashMap<u64, V, BuildHasherDefault<AsIs>>;
 
@@ -38,12 +40,15 @@ pub(super) struct Shards<S> {
 
 impl<S> Shards<S> {
     /// Room for `max_keys` in all; `make` is told how many a shard has to hold.
-    pub(super) fn new<E>(max_keys: usize, mut make: impl FnMut(usize) -> Result<S, E>) -> Result<Self, E> {
+    pub(super) fn new(max_keys: usize, make: impl Fn(usize) -> S) -> Result<Self, ConfigError> {
+        if !(1..=1 << 32).contains(&max_keys) {
+            return Err(ConfigError::new("max_keys", max_keys, "1 to 2^32"));
+        }
         let count = (max_keys / KEYS_PER_SHARD).next_power_of_two().clamp(LEAST_SHARDS, MOST_SHARDS);
         let mean = max_keys.div_ceil(count);
         // Hashes spread like a Poisson process: six deviations above the mean no shard is ever full before the whole is.
         let room = mean.saturating_add(6 * mean.isqrt()).saturating_add(8);
-        let shards = (0..count).map(|_| make(room).map(Mutex::new)).collect::<Result<_, _>>()?;
+        let shards = (0..count).map(|_| Mutex::new(make(room))).collect();
         Ok(Self { seed: RandomState::new(), shards })
     }
 

@@ -1,10 +1,33 @@
 //! The clock: governor's own fast one, or tokio's, which tests can pause.
 
+use governor::clock::{Clock as _, Reference as _};
+
+use super::counter::LATEST;
+
 #[cfg(not(feature = "test-util"))]
-pub(crate) type Clock = governor::clock::QuantaClock;
+type Clock = governor::clock::QuantaClock;
 
 #[cfg(feature = "test-util")]
-pub(crate) type Clock = Tokio;
+type Clock = Tokio;
+
+/// Tells the nanoseconds since it was made.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    clock: Clock,
+    start: <Clock as governor::clock::Clock>::Instant,
+}
+
+impl Watch {
+    pub(crate) fn new() -> Self {
+        let clock = Clock::default();
+        Self { start: clock.now(), clock }
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.now().duration_since(self.start).as_u64().min(LATEST)
+    }
+}
 
 #[cfg(feature = "test-util")]
 mod tokio_clock {
@@ -49,4 +72,4 @@ mod tokio_clock {
 }
 
 #[cfg(feature = "test-util")]
-pub(crate) use tokio_clock::Tokio;
+use tokio_clock::Tokio;

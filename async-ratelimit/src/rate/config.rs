@@ -1,14 +1,12 @@
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_policy::{ConfigError, Name};
 
-use super::clock::Clock;
-use super::engine::{Engine, Tat};
-use super::gate::Gate;
-use super::line::Line;
+use super::clock::Watch;
+use super::counter::Counter;
+use super::engine::Engine;
 use super::{Quota, RateLimit, Shared, warn_if_too_fine};
-use crate::queue::Queue;
+use crate::queue::{Queue, queue_and_name};
 
 /// Builds a [`RateLimit`].
 ///
@@ -31,35 +29,23 @@ impl RateLimitBuilder {
         Self { quota, queue: Queue::NONE, name: None }
     }
 
-    /// Lets up to `max_len` callers wait, first come, first served, each for at most `max_wait`; `None` for as long as it takes.
-    pub fn with_queue(mut self, max_len: usize, max_wait: impl Into<Option<Duration>>) -> Self {
-        self.queue = Queue { max_len, max_wait: max_wait.into() };
-        self
-    }
-
-    /// The name that refusals carry.
-    pub fn with_name(mut self, name: impl Into<Name>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
+    queue_and_name!(
+        "Lets up to `max_len` callers wait, first come, first served, each for at most `max_wait`; `None` for as long as it takes."
+    );
 
     /// Builds the limit, with a full burst.
     ///
     /// # Errors
     ///
     /// - `quota.cells`: zero, or more than one per nanosecond.
-    /// - `quota.burst`: zero, or more than stands for [`LONGEST_BURST`](crate::LONGEST_BURST).
+    /// - `quota.period`: zero, or longer than [`LONGEST_BURST`](crate::LONGEST_BURST).
+    /// - `quota.burst`: zero, or more than comes back in that time.
     pub fn build(self) -> Result<RateLimit, ConfigError> {
         let Self { quota, queue, name } = self;
-        let engine = Engine::new(quota, Clock::default())?;
+        let counter = Counter::new(Engine::new(quota)?);
         warn_if_too_fine(quota, queue, name.as_ref());
         Ok(RateLimit {
-            shared: Arc::new(Shared {
-                gate: Gate::new((engine, Tat::default())),
-                line: Mutex::new(Line::new()),
-                queue,
-                name,
-            }),
+            shared: Arc::new(Shared { watch: Watch::new(), counter, quota: Mutex::new(quota), queue, name }),
         })
     }
 }

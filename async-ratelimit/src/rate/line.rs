@@ -3,22 +3,9 @@ use std::time::Duration;
 
 use async_policy::Reason;
 
+use super::engine::Cells;
 use crate::fifo::{Fifo, Key};
 use crate::queue::Queue;
-
-/// Where the cells come from: the engine with one state, at one moment.
-pub(crate) trait Cells {
-    /// Takes `n` cells if they conform.
-    fn take(&mut self, n: u32) -> bool;
-    /// Now, in nanoseconds since the engine's start.
-    fn now(&self) -> u64;
-    /// How many cells can conform at once.
-    fn most(&self) -> u32;
-    /// When `n` cells conform, if `ahead` cells are taken first.
-    fn turn(&self, ahead: u64, n: u32) -> u64;
-    /// Whether several cells come back between two ticks of a timer.
-    fn are_dense(&self) -> bool;
-}
 
 /// The queue in front of a rate limit. Only the front takes cells, in its own poll; so nothing has ever to be given back, and
 /// cells are granted in the order of the queue. Each waiter sleeps until its own estimated turn.
@@ -51,10 +38,8 @@ struct Waiter {
 #[derive(Debug)]
 pub(crate) enum Joined {
     Taken,
-    /// To sleep until its turn, which is so far away.
-    Sleeps(Key, u64, Duration),
-    /// To be woken by who is before it.
-    Parks(Key),
+    /// It has a place, and is to look again then; or, parked, to be woken by who is before it.
+    Waits(Key, Option<u64>),
 }
 
 /// Why there is no cell, and when to come again where that helps.
@@ -65,12 +50,12 @@ pub(crate) struct Refusal {
 }
 
 /// A refusal of `n` cells with `ahead` spoken for.
-pub(crate) fn refuse(reason: Reason, n: u32, ahead: u64, cells: &impl Cells) -> Refusal {
+pub(crate) fn refuse(reason: Reason, n: u32, ahead: u64, cells: &Cells) -> Refusal {
     if n > cells.most() {
         return Refusal { reason: Reason::ExceedsCapacity, retry_after: None };
     }
     // Never zero: that would say "now", which it was not.
-    let wait = (cells.turn(ahead, n) - cells.now()).max(1);
+    let wait = (cells.turn(ahead, n) - cells.now).max(1);
     Refusal { reason, retry_after: Some(Duration::from_nanos(wait)) }
 }
 
@@ -79,10 +64,8 @@ pub(crate) fn refuse(reason: Reason, n: u32, ahead: u64, cells: &impl Cells) -> 
 pub(crate) enum Turn {
     /// It has its cells and has left.
     Taken(Left),
-    /// It is to sleep until then.
-    Sleep(u64),
-    /// It is to be woken by who is before it.
-    Parked,
+    /// It is to look again then; or, parked, to be woken by who is before it.
+    Waits(Option<u64>),
     /// To be asked again, with a spare waker: cloning one is the caller's code, and not for under the lock.
     WakerNeeded,
     /// The burst was lowered below what it asked for; it has left.
@@ -124,14 +107,14 @@ impl Line {
         queue: Queue,
         fits: impl FnOnce(Duration) -> bool,
         waker: &mut Option<Waker>,
-        cells: &mut impl Cells,
+        cells: &mut Cells,
     ) -> Result<Joined, Refusal> {
         let ahead = self.cells;
         if n <= cells.most() && self.is_empty() && cells.take(n) {
             return Ok(Joined::Taken);
         }
         let turn = cells.turn(ahead, n);
-        let wait = Duration::from_nanos(turn - cells.now());
+        let wait = Duration::from_nanos(turn - cells.now);
         let reason = if self.len() >= queue.max_len {
             if queue.max_len == 0 { Reason::LimitReached } else { Reason::QueueFull }
         } else if n > cells.most() {
@@ -144,7 +127,7 @@ impl Line {
             self.cells += u64::from(n);
             let parked = cells.are_dense() && !self.is_empty();
             let key = self.queue.push_back(Waiter { n, turn, parked, waker: waker.take() });
-            return Ok(if parked { Joined::Parks(key) } else { Joined::Sleeps(key, turn, wait) });
+            return Ok(Joined::Waits(key, (!parked).then_some(turn)));
         };
         Err(refuse(reason, n, ahead, cells))
     }
@@ -156,7 +139,7 @@ impl Line {
         key: Key,
         waker: &Waker,
         spare: &mut Option<Waker>,
-        cells: &mut impl Cells,
+        cells: &mut Cells,
     ) -> Turn {
         let front = self.queue.front() == Some(key);
         let waiter = self.queue.get_mut(key);
@@ -176,12 +159,12 @@ impl Line {
         if front {
             waiter.turn = cells.turn(0, n);
         }
-        waiter.parked = !front && (cells.are_dense() || cells.now() >= waiter.turn);
-        if waiter.parked { Turn::Parked } else { Turn::Sleep(waiter.turn) }
+        waiter.parked = !front && (cells.are_dense() || cells.now >= waiter.turn);
+        Turn::Waits((!waiter.parked).then_some(waiter.turn))
     }
 
     /// Leaves the queue, with cells or without.
-    pub(crate) fn leave(&mut self, key: Key, cells: &impl Cells) -> Left {
+    pub(crate) fn leave(&mut self, key: Key, cells: &Cells) -> Left {
         let front = self.queue.front() == Some(key);
         let gone = self.queue.remove(key);
         self.cells -= u64::from(gone.n);
@@ -194,7 +177,7 @@ impl Line {
     }
 
     /// Estimates every turn anew, after the quota changed, and collects the wakers.
-    pub(crate) fn reckon(&mut self, cells: &impl Cells, wakers: &mut Vec<Waker>) {
+    pub(crate) fn reckon(&mut self, cells: &Cells, wakers: &mut Vec<Waker>) {
         let mut ahead = 0;
         self.queue.for_each(|waiter| {
             waiter.turn = cells.turn(ahead, waiter.n);
@@ -204,21 +187,19 @@ impl Line {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(family_loom)))]
 mod tests {
     use std::collections::VecDeque;
-    use std::num::NonZeroU32;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
     use std::time::Duration;
 
-    use governor::clock::FakeRelativeClock;
     use proptest::prelude::*;
 
     use super::*;
     use crate::rate::Quota;
-    use crate::rate::engine::{Engine, Tat};
+    use crate::rate::engine::Engine;
 
     #[derive(Default)]
     struct Flag(AtomicUsize);
@@ -226,30 +207,6 @@ mod tests {
     impl Wake for Flag {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    struct Now<'a>(&'a Engine<FakeRelativeClock>, &'a Tat);
-
-    impl Cells for Now<'_> {
-        fn take(&mut self, n: u32) -> bool {
-            self.0.take_n(self.1, NonZeroU32::new(n).unwrap())
-        }
-
-        fn now(&self) -> u64 {
-            self.0.now()
-        }
-
-        fn most(&self) -> u32 {
-            self.0.quota().burst()
-        }
-
-        fn turn(&self, ahead: u64, n: u32) -> u64 {
-            self.0.turn(self.1.get(), self.0.now(), ahead, n)
-        }
-
-        fn are_dense(&self) -> bool {
-            self.0.is_dense()
         }
     }
 
@@ -267,9 +224,7 @@ mod tests {
 
     /// The shell by hand: a clock that is moved, timers that are looked at.
     struct World {
-        clock: FakeRelativeClock,
-        engine: Engine<FakeRelativeClock>,
-        tat: Tat,
+        cells: Cells,
         line: Line,
         tickets: VecDeque<Ticket>,
         next: usize,
@@ -279,12 +234,8 @@ mod tests {
 
     impl World {
         fn new(quota: Quota) -> Self {
-            let clock = FakeRelativeClock::default();
-            let engine = Engine::new(quota, clock.clone()).unwrap();
             Self {
-                clock,
-                engine,
-                tat: Tat::default(),
+                cells: Cells { engine: Engine::new(quota).unwrap(), arrival: 0, now: 0 },
                 line: Line::new(),
                 tickets: VecDeque::new(),
                 next: 0,
@@ -299,16 +250,16 @@ mod tests {
             let flag = Arc::new(Flag::default());
             let mut waker = Some(Waker::from(flag.clone()));
             let queue = Queue { max_len: usize::MAX, max_wait: None };
-            let mut cells = Now(&self.engine, &self.tat);
-            match self.line.join(n, queue, |_| true, &mut waker, &mut cells).unwrap() {
-                Joined::Taken => self.granted.push((cells.now(), id, n)),
-                Joined::Sleeps(key, turn, _) => self.wait(id, n, key, flag, Some(turn)),
-                Joined::Parks(key) => self.wait(id, n, key, flag, None),
+            match self.line.join(n, queue, |_| true, &mut waker, &mut self.cells).unwrap() {
+                Joined::Taken => self.granted.push((self.cells.now, id, n)),
+                Joined::Waits(key, timer) => {
+                    self.tickets.push_back(Ticket { id, n, key, flag, answered: 0, timer, polls: 0 });
+                }
             }
         }
 
-        fn wait(&mut self, id: usize, n: u32, key: Key, flag: Arc<Flag>, timer: Option<u64>) {
-            self.tickets.push_back(Ticket { id, n, key, flag, answered: 0, timer, polls: 0 });
+        fn pass(&mut self, nanos: u64) {
+            self.cells.now += nanos;
         }
 
         fn poll(&mut self, at: usize) {
@@ -316,34 +267,32 @@ mod tests {
             ticket.polls += 1;
             ticket.answered = ticket.flag.0.load(Ordering::Relaxed);
             let waker = Waker::from(ticket.flag.clone());
-            let mut cells = Now(&self.engine, &self.tat);
             let mut spare = Some(waker.clone());
-            match self.line.poll(ticket.key, &waker, &mut spare, &mut cells) {
+            match self.line.poll(ticket.key, &waker, &mut spare, &mut self.cells) {
                 Turn::Taken(left) => {
-                    self.granted.push((cells.now(), ticket.id, ticket.n));
+                    self.granted.push((self.cells.now, ticket.id, ticket.n));
                     self.polls.push(ticket.polls);
                     self.tickets.remove(at);
                     left.next.into_iter().for_each(Waker::wake);
                 }
-                Turn::Sleep(turn) => {
-                    assert!(turn > cells.now(), "it would spin");
-                    ticket.timer = Some(turn);
+                Turn::Waits(timer) => {
+                    assert!(timer.is_none_or(|timer| timer > self.cells.now), "it would spin");
+                    ticket.timer = timer;
                 }
-                Turn::Parked => ticket.timer = None,
                 turn => panic!("{turn:?}"),
             }
         }
 
         fn leave(&mut self, at: usize) {
             let ticket = self.tickets.remove(at).unwrap();
-            let left = self.line.leave(ticket.key, &Now(&self.engine, &self.tat));
+            let left = self.line.leave(ticket.key, &self.cells);
             left.next.into_iter().for_each(Waker::wake);
         }
 
         /// Polls whoever has been woken or whose timer has fired, those first that `order` points at.
         fn run(&mut self, order: usize) {
             loop {
-                let now = self.engine.now();
+                let now = self.cells.now;
                 let ready: Vec<usize> = (0..self.tickets.len())
                     .filter(|at| {
                         let ticket = &self.tickets[*at];
@@ -387,7 +336,7 @@ mod tests {
                 match step {
                     Step::Arrive(n) => world.arrive(n),
                     Step::Leave(at) if !world.tickets.is_empty() => world.leave(at % world.tickets.len()),
-                    Step::Pass(nanos) => world.clock.advance(Duration::from_nanos(nanos)),
+                    Step::Pass(nanos) => world.pass(nanos),
                     Step::Run(order) => world.run(order),
                     Step::Leave(_) => {}
                 }
@@ -398,9 +347,9 @@ mod tests {
             // Time goes on until nobody waits; each is granted as soon as it can be.
             for _ in 0..world.tickets.len() * 3 + 3 {
                 world.run(0);
-                let now = world.engine.now();
+                let now = world.cells.now;
                 let Some(next) = world.tickets.iter().filter_map(|ticket| ticket.timer).min() else { break };
-                world.clock.advance(Duration::from_nanos(next.saturating_sub(now)));
+                world.pass(next.saturating_sub(now));
             }
             prop_assert!(world.tickets.is_empty(), "forgotten");
             let ids: Vec<_> = world.granted.iter().map(|(_, id, _)| *id).collect();
@@ -422,11 +371,11 @@ mod tests {
             interval in 1_000_000..1_500_000_u64,
         ) {
             let mut world = World::new(Quota::new(1, Duration::from_nanos(interval)).with_burst(burst));
-            let started = world.engine.now();
+            let started = world.cells.now;
             let cells: u64 = weights.iter().map(|n| u64::from(*n)).sum();
             weights.into_iter().for_each(|n| world.arrive(n));
             while let Some(next) = world.tickets.iter().filter_map(|ticket| ticket.timer).min() {
-                world.clock.advance(Duration::from_nanos(next - world.engine.now()));
+                world.pass(next - world.cells.now);
                 world.run(0);
             }
             prop_assert!(world.polls.iter().all(|polls| *polls == 1), "{:?}", world.polls);
@@ -442,8 +391,8 @@ mod tests {
         let mut ticks = 0;
         while !world.tickets.is_empty() {
             // Timers fire at whole milliseconds.
-            let now = world.engine.now();
-            world.clock.advance(Duration::from_nanos(1_000_000 - now % 1_000_000));
+            let now = world.cells.now;
+            world.pass(1_000_000 - now % 1_000_000);
             world.run(0);
             ticks += 1;
         }
@@ -462,7 +411,7 @@ mod tests {
         while !world.tickets.is_empty() {
             world.run(0);
             let Some(next) = world.tickets.iter().filter_map(|ticket| ticket.timer).min() else { break };
-            world.clock.advance(Duration::from_nanos(next - world.engine.now()));
+            world.pass(next - world.cells.now);
         }
         assert_eq!(world.granted.len(), 98);
         assert!(world.polls.iter().all(|polls| *polls <= 2), "{:?}", world.polls);

@@ -1,7 +1,7 @@
 mod clock;
 mod config;
+mod counter;
 mod engine;
-mod gate;
 mod line;
 mod quota;
 #[cfg(feature = "tower")]
@@ -11,10 +11,9 @@ mod wait;
 use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 use std::time::Duration;
 
-use async_policy::{ConfigError, Deadline, Name, PolicyKind, Reason, Rejection};
+use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
 
 pub use config::RateLimitBuilder;
 pub use quota::{LONGEST_BURST, Quota, TICK};
@@ -22,20 +21,19 @@ pub use quota::{LONGEST_BURST, Quota, TICK};
 pub use tower::{RateLimitFuture, RateLimitLayer, RateLimitService};
 
 use crate::event::{Event, emit};
-use crate::fifo::Key;
 use crate::queue::Queue;
 use crate::wake::wake_all;
-pub(crate) use clock::Clock;
-pub(crate) use engine::{Engine, Tat};
-use gate::Gate;
-pub(crate) use line::{Cells, Joined, Line, Refusal, Turn, refuse};
-pub(crate) use wait::{Desk, Wait};
+pub(crate) use clock::Watch;
+use counter::Counter;
+pub(crate) use engine::{Cells, Engine};
+pub(crate) use line::{Line, Refusal, refuse};
+pub(crate) use wait::{Desk, acquire};
 
 /// Limits how many operations are started per time: a token bucket (GCRA, by [governor](https://docs.rs/governor)).
 ///
 /// Who finds no cell is refused, with the time after which to come again, unless
 /// [`with_queue`](RateLimitBuilder::with_queue) lets callers wait. Cells are granted in the order in which waiters came; a
-/// newcomer never passes them. A wait that cannot fit the longest wait or the [deadline](Deadline) is refused at once.
+/// newcomer never passes them. A wait that cannot fit the longest wait or the [deadline](async_policy::Deadline) is refused at once.
 ///
 /// Cheap to clone; clones share one limit. While nobody waits, a cell costs one reading of the clock and one atomic operation.
 ///
@@ -56,8 +54,10 @@ pub struct RateLimit {
 
 #[derive(Debug)]
 struct Shared {
-    gate: Gate<(Engine, Tat)>,
-    line: Mutex<Line>,
+    watch: Watch,
+    counter: Counter,
+    /// The one in force; locked while it is changed.
+    quota: Mutex<Quota>,
     queue: Queue,
     name: Option<Name>,
 }
@@ -103,7 +103,9 @@ impl RateLimit {
     /// burst.
     #[inline]
     pub fn try_acquire_many(&self, n: u32) -> Result<(), Rejection> {
-        if (&*self.shared).take_now(n) { Ok(()) } else { Err(self.shared.refused_now(n)) }
+        let Some(cells) = NonZeroU32::new(n) else { return Ok(()) };
+        let taken = self.shared.counter.take(cells, self.shared.watch.now());
+        taken.or_else(|seen| self.shared.refuse(n, seen))
     }
 
     /// Takes a cell, waiting for it where the queue allows.
@@ -122,19 +124,21 @@ impl RateLimit {
 
     /// Takes `n` cells, waiting for them where the queue allows. Zero cells are always granted.
     ///
-    /// First come, first served: who waits for many cells is not passed by who wants few. The longest wait is judged when
-    /// the waiter joins: a quota that is made slower later makes it wait longer.
+    /// First come, first served: who waits for many cells is not passed by who wants few. A wait is estimated when it begins, from the
+    /// queue ahead, and refused at once if it is too long. Where it takes longer than that, because the quota was made slower or
+    /// somebody ahead dawdles, it ends with the longest wait or the deadline.
     ///
     /// The front takes its cells when it is polled: a future that has joined and is then kept without being polled or dropped
-    /// (in a `select!` loop, a buffered stream) holds up those behind it, beyond their longest wait too. Drop it, or spawn it.
+    /// (in a `select!` loop, a buffered stream) holds up those behind it. Drop it, or spawn it.
     ///
     /// # Errors
     ///
     /// Each but the last with the time after which to come again, computed from the queue ahead:
     /// - [`Reason::LimitReached`]: no cell, and there is no queue.
     /// - [`Reason::QueueFull`]: no cell, and no room in the queue.
-    /// - [`Reason::WaitTooLong`]: its turn would come after the longest wait.
-    /// - [`Reason::DeadlineTooClose`]: its turn would come after the deadline that flows in from outside.
+    /// - [`Reason::WaitTooLong`]: its turn would come after the longest wait, or has not come in it.
+    /// - [`Reason::DeadlineTooClose`]: its turn would come after the deadline that flows in from outside, or has not come
+    ///   before it.
     /// - [`Reason::ExceedsCapacity`]: `n` is above the burst, at once or after the quota was changed.
     ///
     /// # Cancel safety
@@ -142,13 +146,12 @@ impl RateLimit {
     /// Dropping the future gives up the place in the queue and takes no cell: a cell is taken in the poll that completes.
     #[inline]
     pub async fn acquire_many(&self, n: u32) -> Result<(), Rejection> {
-        Wait::new(&*self.shared, n).await
+        acquire(&*self.shared, n).await
     }
 
     /// Changes the quota at once, without losing anybody who waits. Cells already used stay used, up to a full burst.
     ///
-    /// A waiter that wants more than the new burst is refused. Costs time in proportion to those who wait; afterwards a
-    /// cell costs a read lock more.
+    /// A waiter that wants more than the new burst is refused. Costs time in proportion to those who wait.
     ///
     /// # Errors
     ///
@@ -159,15 +162,14 @@ impl RateLimit {
 
     /// The quota in force.
     pub fn quota(&self) -> Quota {
-        self.shared.gate.look(|(engine, _)| engine.quota())
+        *self.shared.quota()
     }
 
     /// What it looks like now.
     #[must_use]
     pub fn snapshot(&self) -> RateSnapshot {
-        let line = self.shared.lock();
-        let (waiting, ahead) = (line.len(), line.cells());
-        self.shared.with_engine(|engine, tat| snapshot(engine, tat.get(), waiting, ahead))
+        let quota = self.shared.quota();
+        self.shared.at_line(|line, cells| snapshot(*quota, line, cells))
     }
 
     /// The name that refusals carry.
@@ -177,15 +179,15 @@ impl RateLimit {
     }
 }
 
-/// What an engine and a state look like now, with `waiting` waiters for `ahead` cells.
-pub(crate) fn snapshot(engine: &Engine, tat: u64, waiting: usize, ahead: u64) -> RateSnapshot {
-    let (quota, now) = (engine.quota(), engine.now());
+/// What it looks like at one moment.
+pub(crate) fn snapshot(quota: Quota, line: &Line, cells: &Cells) -> RateSnapshot {
+    let after = |n| Duration::from_nanos(cells.turn(line.cells(), n) - cells.now);
     RateSnapshot {
         quota,
-        available: if waiting == 0 { engine.available(tat, now) } else { 0 },
-        waiting,
-        next: Duration::from_nanos(engine.turn(tat, now, ahead, 1) - now),
-        full: Duration::from_nanos(engine.turn(tat, now, ahead, quota.burst()) - now),
+        available: if line.is_empty() { cells.available() } else { 0 },
+        waiting: line.len(),
+        next: after(1),
+        full: after(quota.burst()),
     }
 }
 
@@ -208,128 +210,62 @@ pub(crate) fn warn_if_too_fine(quota: Quota, queue: Queue, name: Option<&Name>) 
     }
 }
 
-/// The engine and its state at one moment.
-pub(crate) struct AtEngine<'a> {
-    pub(crate) engine: &'a Engine,
-    pub(crate) tat: &'a Tat,
-    pub(crate) now: u64,
-}
-
-impl Cells for AtEngine<'_> {
-    fn take(&mut self, n: u32) -> bool {
-        NonZeroU32::new(n).is_none_or(|n| self.engine.take_n(self.tat, n))
-    }
-
-    fn now(&self) -> u64 {
-        self.now
-    }
-
-    fn most(&self) -> u32 {
-        self.engine.quota().burst()
-    }
-
-    fn turn(&self, ahead: u64, n: u32) -> u64 {
-        self.engine.turn(self.tat.get(), self.now, ahead, n)
-    }
-
-    fn are_dense(&self) -> bool {
-        self.engine.is_dense()
-    }
-}
-
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    fn quota(&self) -> MutexGuard<'_, Quota> {
+        self.quota.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with_engine<R>(&self, f: impl FnOnce(&Engine, &Tat) -> R) -> R {
-        self.gate.with(|(engine, tat)| f(engine, tat))
-    }
-
-    /// The engine and the state in force, now.
-    fn with_cells<R>(&self, f: impl FnOnce(&mut AtEngine<'_>) -> R) -> R {
-        self.with_engine(|engine, tat| f(&mut AtEngine { engine, tat, now: engine.now() }))
-    }
-
+    /// Refuses, after a look behind the lock where nothing was `seen`.
     #[cold]
-    fn refused_now(&self, n: u32) -> Rejection {
-        let ahead = if self.gate.is_waiting() { self.lock().cells() } else { 0 };
-        self.refuse(self.gate.look(|(engine, tat)| {
-            let cells = AtEngine { engine, tat, now: engine.now() };
-            refuse(Reason::LimitReached, n, ahead, &cells)
-        }))
+    fn refuse(&self, n: u32, seen: Option<Cells>) -> Result<(), Rejection> {
+        let reason = Reason::LimitReached;
+        let refusal = match seen {
+            Some(cells) => Err(refuse(reason, n, 0, &cells)),
+            None => self.at_line(|line, cells| match line.is_empty() && cells.take(n) {
+                true => Ok(()),
+                false => Err(refuse(reason, n, line.cells(), cells)),
+            }),
+        };
+        refusal.map_err(|refusal| rejection(refusal, self.name.as_ref()))
     }
 
-    fn refuse(&self, refusal: Refusal) -> Rejection {
-        rejection(refusal, self.name.as_ref())
-    }
-
-    fn set_quota(&self, quota: Quota) -> Result<(), ConfigError> {
-        let engine = Engine::new(quota, Clock::default())?;
+    fn set_quota(&self, to: Quota) -> Result<(), ConfigError> {
+        let engine = Engine::new(to)?;
         let mut wakers = Vec::new();
-        let mut line = self.lock();
-        let mut from = quota;
-        self.gate.replace(|(old, tat)| {
-            from = old.quota();
-            let tat = engine.adopt(old, tat.retire());
-            (engine, tat)
+        let mut quota = self.quota();
+        let from = std::mem::replace(&mut *quota, to);
+        self.at_line(|line, cells| {
+            cells.change(engine);
+            line.reckon(cells, &mut wakers);
         });
-        self.with_cells(|cells| line.reckon(cells, &mut wakers));
-        drop(line);
+        drop(quota);
         wake_all(wakers.into_iter());
         let name = self.name.as_ref();
-        emit(PolicyKind::RateLimit, name, &Event::QuotaChanged { from, to: quota });
-        warn_if_too_fine(quota, self.queue, name);
+        emit(PolicyKind::RateLimit, name, &Event::QuotaChanged { from, to });
+        warn_if_too_fine(to, self.queue, name);
         Ok(())
+    }
+
+    fn at_line<R>(&self, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R {
+        self.counter.at_line(|| self.watch.now(), work)
     }
 }
 
 impl<S: Deref<Target = Shared>> Desk for S {
     #[inline]
     fn take_now(&self, n: u32) -> bool {
-        let Some(n) = NonZeroU32::new(n) else { return true };
-        self.gate.take(|(engine, tat)| engine.take_n(tat, n))
+        NonZeroU32::new(n).is_none_or(|n| self.counter.take(n, self.watch.now()).is_ok())
     }
 
-    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection> {
-        // Declared before the lock, and so dropped after it is free: wakers are the caller's code.
-        let mut waker = Some(waker);
-        let mut line = self.lock();
-        let joined = self.with_cells(|cells| line.join(n, self.queue, Deadline::fits, &mut waker, cells));
-        self.gate.set_waiting(!line.is_empty());
-        drop(line);
-        joined.map_err(|refusal| self.refuse(refusal))
+    fn at_line<R>(&self, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R {
+        (**self).at_line(work)
     }
 
-    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64) {
-        let mut spare = None;
-        loop {
-            let mut line = self.lock();
-            let polled = self.with_cells(|cells| (line.poll(key, waker, &mut spare, cells), cells.now));
-            self.gate.set_waiting(!line.is_empty());
-            drop(line);
-            if !matches!(polled.0, Turn::WakerNeeded) {
-                return polled;
-            }
-            spare = Some(waker.clone());
-        }
+    fn queue(&self) -> Queue {
+        self.queue
     }
 
-    fn leave(&self, key: Key) {
-        let mut line = self.lock();
-        let left = self.with_cells(|cells| line.leave(key, cells));
-        self.gate.set_waiting(!line.is_empty());
-        drop(line);
-        if let Some(next) = left.next {
-            next.wake();
-        }
-    }
-
-    fn reject(&self, reason: Reason) -> Rejection {
-        self.refuse(Refusal { reason, retry_after: None })
-    }
-
-    fn waited(&self, wait: Duration) {
-        emit(PolicyKind::RateLimit, self.name.as_ref(), &Event::Waited(wait));
+    fn name(&self) -> Option<&Name> {
+        self.name.as_ref()
     }
 }

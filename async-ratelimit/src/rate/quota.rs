@@ -6,8 +6,8 @@ use async_policy::ConfigError;
 /// The resolution of tokio's timers: who sleeps wakes at the next whole millisecond.
 pub const TICK: Duration = Duration::from_millis(1);
 
-/// The longest time a full burst may stand for. It keeps all arithmetic on instants within 64 bits of nanoseconds.
-pub const LONGEST_BURST: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// The longest time a full burst may stand for: ten years. It keeps all arithmetic on instants within 64 bits of nanoseconds.
+pub const LONGEST_BURST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// How many cells per time, and how many at once: a token bucket that holds `burst` cells and is refilled one cell per
 /// [`interval`](Self::interval).
@@ -118,9 +118,13 @@ impl Quota {
         self.interval().saturating_mul(self.burst()) < TICK
     }
 
-    pub(crate) fn check(&self) -> Result<governor::Quota, ConfigError> {
+    /// The burst, if everything makes sense.
+    pub(crate) fn check(&self) -> Result<NonZeroU32, ConfigError> {
         if self.cells == 0 {
             return Err(ConfigError::new("quota.cells", self.cells, "at least 1"));
+        }
+        if self.period.is_zero() {
+            return Err(ConfigError::new("quota.period", format_args!("{:?}", self.period), "above zero"));
         }
         if self.period.as_nanos() < u128::from(self.cells) {
             let value = format!("{} per {:?}", self.cells, self.period);
@@ -130,7 +134,12 @@ impl Quota {
             return Err(ConfigError::new("quota.burst", 0, "at least 1"));
         };
         let interval = self.interval();
-        if interval.checked_mul(burst.get()).is_none_or(|full| full > LONGEST_BURST) {
+        let fits = |full: Option<Duration>| full.is_some_and(|full| full <= LONGEST_BURST);
+        if fits(interval.checked_mul(burst.get())) {
+            return Ok(burst);
+        }
+        // Named is what was set.
+        if self.burst.is_some() && fits(Some(interval)) {
             let value = format!("{burst} cells of {interval:?} each");
             return Err(ConfigError::new(
                 "quota.burst",
@@ -138,9 +147,7 @@ impl Quota {
                 format_args!("at most {LONGEST_BURST:?} worth"),
             ));
         }
-        match governor::Quota::with_period(interval) {
-            Some(quota) => Ok(quota.allow_burst(burst)),
-            None => Err(ConfigError::new("quota.period", format_args!("{:?}", self.period), "above zero")),
-        }
+        let value = format!("{} per {:?}", self.cells, self.period);
+        Err(ConfigError::new("quota.period", value, format_args!("at most {LONGEST_BURST:?}")))
     }
 }

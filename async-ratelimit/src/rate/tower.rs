@@ -5,10 +5,11 @@ use std::task::{Context, Poll, ready};
 
 use async_policy::PolicyError;
 use pin_project_lite::pin_project;
+use tokio::task::coop::poll_proceed;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::wait::Wait;
+use super::wait::{Desk, Wait};
 use super::{RateLimit, Shared};
 
 /// [`RateLimit`] as a tower layer: all services it makes share the one limit.
@@ -68,8 +69,8 @@ where
         // The one that was polled ready is the one to call.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
-        let wait = Wait::new(Arc::clone(&self.limit.shared), 1);
-        RateLimitFuture { state: State::Waiting { wait, ready: Some((ready, request)) } }
+        let limit = Arc::clone(&self.limit.shared);
+        RateLimitFuture { state: State::Begins { limit, ready: Some((ready, request)) } }
     }
 }
 
@@ -89,8 +90,10 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S: Service<R>, R> {
-        Waiting { #[pin] wait: Wait<Arc<Shared>>, ready: Option<(S, R)> },
-        Running { #[pin] future: S::Future },
+        Begins { limit: Arc<Shared>, ready: Option<(S, R)> },
+        // Boxed, because only who waits needs its timer: the future is small where it is made and moved.
+        Waits { wait: Pin<Box<Wait<Arc<Shared>>>>, ready: Option<(S, R)> },
+        Runs { #[pin] future: S::Future },
     }
 }
 
@@ -107,18 +110,32 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let running = match this.state.as_mut().project() {
-                StateProj::Running { future } => return future.poll(cx),
-                StateProj::Waiting { wait, ready } => {
-                    ready!(wait.poll(cx)).map_err(S::Error::from_rejection)?;
-                    let (mut service, request) = ready.take().expect("not polled after it was ready");
-                    service.call(request)
+            let ready = match this.state.as_mut().project() {
+                StateProj::Runs { future } => return future.poll(cx),
+                StateProj::Begins { limit, ready } => {
+                    // A loop whose waits are never waits must still let others on its thread have their turn.
+                    ready!(poll_proceed(cx)).made_progress();
+                    if limit.take_now(1) {
+                        ready
+                    } else {
+                        let wait = Box::pin(Wait::new(Arc::clone(limit), 1));
+                        let ready = ready.take();
+                        this.state.set(State::Waits { wait, ready });
+                        continue;
+                    }
+                }
+                StateProj::Waits { wait, ready } => {
+                    ready!(wait.as_mut().poll(cx)).map_err(S::Error::from_rejection)?;
+                    ready
                 }
             };
-            this.state.set(State::Running { future: running });
+            let (mut service, request) = ready.take().expect("not polled after it was ready");
+            let future = service.call(request);
+            this.state.set(State::Runs { future });
         }
     }
 }

@@ -1,30 +1,43 @@
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use async_policy::{Reason, Rejection};
+use async_policy::{Deadline, Name, PolicyKind, Reason, Rejection};
 use pin_project_lite::pin_project;
 use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, Sleep};
 
-use super::line::{Joined, Left, Turn};
-use crate::event::stopwatch;
+use super::engine::Cells;
+use super::line::{Joined, Left, Line, Refusal, Turn, refuse};
+use super::quota::TICK;
+use super::rejection;
+use crate::event::{Event, emit, stopwatch};
 use crate::fifo::Key;
+use crate::queue::Queue;
+use crate::wake::wake_all;
 
 /// Where one can wait for cells: a limit, or one key of a keyed limit.
 pub(crate) trait Desk {
     /// Takes `n` cells if they are there and nobody waits.
     fn take_now(&self, n: u32) -> bool;
-    /// Takes `n` cells or a place in the queue.
-    fn join(&self, n: u32, waker: Waker) -> Result<Joined, Rejection>;
-    /// How it stands with `key`, and now.
-    fn poll(&self, key: Key, waker: &Waker) -> (Turn, u64);
-    /// Gives up the place.
-    fn leave(&self, key: Key);
-    fn reject(&self, reason: Reason) -> Rejection;
-    /// Somebody got cells after a wait.
-    fn waited(&self, wait: Duration);
+    /// Works at the queue. Without user code: it is done under a lock.
+    fn at_line<R>(&self, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R;
+    /// Whether no further line is possible.
+    fn is_crowded(&self) -> bool {
+        false
+    }
+    /// Who may wait.
+    fn queue(&self) -> Queue;
+    fn name(&self) -> Option<&Name>;
+}
+
+/// Takes `n` cells, waiting for them where the queue allows.
+#[inline]
+pub(crate) async fn acquire(desk: impl Desk, n: u32) -> Result<(), Rejection> {
+    // A loop whose waits are never waits must still let others on its thread have their turn.
+    poll_fn(poll_proceed).await.made_progress();
+    if desk.take_now(n) { Ok(()) } else { Wait::new(desk, n).await }
 }
 
 pin_project! {
@@ -33,7 +46,7 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub(crate) struct Wait<D: Desk> {
         ticket: Ticket<D>,
-        // The turn that the timer is set for.
+        // What the timer is set for.
         armed: Option<u64>,
         #[pin]
         timer: Option<Sleep>,
@@ -45,82 +58,137 @@ pin_project! {
 struct Ticket<D: Desk> {
     desk: D,
     n: u32,
-    /// Its place, and since when.
-    place: Option<(Key, Option<Instant>)>,
+    place: Option<Place>,
 }
 
-impl<D: Desk> Wait<D> {
-    pub(crate) const fn new(desk: D, n: u32) -> Self {
-        Self { ticket: Ticket { desk, n, place: None }, armed: None, timer: None }
-    }
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    key: Key,
+    since: Option<Instant>,
+    /// When it has waited long enough, and what to call it then. Its turn is earlier, unless those before it dawdle.
+    patience: Option<(u64, Reason)>,
 }
 
 /// What a ticket has come to.
 enum Step {
     Done(Result<(), Rejection>),
-    Sleep {
-        turn: u64,
-        wait: Duration,
-    },
-    /// To be woken by somebody else.
-    Parked,
+    /// To look again so much later, at that instant; or to be woken by somebody else.
+    Waits(Option<(u64, Duration)>),
+}
+
+impl<D: Desk> Wait<D> {
+    #[cold]
+    pub(crate) const fn new(desk: D, n: u32) -> Self {
+        Self { ticket: Ticket { desk, n, place: None }, armed: None, timer: None }
+    }
+}
+
+/// How long a waiter who comes now is to wait at most.
+fn patience(queue: Queue) -> Option<(Duration, Reason)> {
+    // Who is to wait exactly so long is woken at the next tick.
+    let longest = queue.max_wait.map(|wait| (wait.saturating_add(TICK), Reason::WaitTooLong));
+    let deadline = Deadline::current().map(|deadline| (deadline.remaining(), Reason::DeadlineTooClose));
+    match (longest, deadline) {
+        (Some(longest), Some(deadline)) => Some(if deadline.0 <= longest.0 { deadline } else { longest }),
+        (longest, deadline) => longest.or(deadline),
+    }
 }
 
 impl<D: Desk> Ticket<D> {
-    fn step(&mut self, cx: &mut Context<'_>) -> Step {
-        let Some((key, since)) = self.place else {
-            // A loop whose waits are never waits must still let others on its thread have their turn.
-            match poll_proceed(cx) {
-                Poll::Ready(coop) => coop.made_progress(),
-                Poll::Pending => return Step::Parked,
-            }
-            if self.desk.take_now(self.n) {
-                return Step::Done(Ok(()));
-            }
-            return match self.desk.join(self.n, cx.waker().clone()) {
-                Ok(Joined::Taken) => Step::Done(Ok(())),
-                Ok(Joined::Parks(key)) => {
-                    self.place = Some((key, stopwatch()));
-                    Step::Parked
+    fn step(&mut self, waker: &Waker) -> Step {
+        let (place, until, now) = match self.place {
+            Some(place) => {
+                let (turn, now) = self.look(place.key, waker);
+                match turn {
+                    Turn::Taken(left) => return Step::Done(self.taken(left, place.since)),
+                    Turn::TooMany(left) => return Step::Done(Err(self.too_many(left))),
+                    Turn::Waits(until) => (place, until, now),
+                    Turn::WakerNeeded => unreachable!("asked again until it has one"),
                 }
-                Ok(Joined::Sleeps(key, turn, wait)) => {
-                    self.place = Some((key, stopwatch()));
-                    Step::Sleep { turn, wait }
+            }
+            None => match self.join(waker.clone()) {
+                Ok((Joined::Taken, _)) => return Step::Done(Ok(())),
+                Ok((Joined::Waits(key, until), now)) => {
+                    let ends = |(wait, reason): (Duration, _)| {
+                        (now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)), reason)
+                    };
+                    let patience = patience(self.desk.queue()).map(ends);
+                    let place = Place { key, since: stopwatch(), patience };
+                    self.place = Some(place);
+                    (place, until, now)
                 }
-                Err(rejection) => Step::Done(Err(rejection)),
-            };
+                Err(refusal) => return Step::Done(Err(rejection(refusal, self.desk.name()))),
+            },
         };
-        let (turn, now) = self.desk.poll(key, cx.waker());
-        match turn {
-            Turn::Taken(left) => {
-                self.left(left);
-                if let Some(since) = since {
-                    self.desk.waited(since.elapsed());
-                }
-                Step::Done(Ok(()))
+        let until = match (place.patience, until) {
+            (Some((end, reason)), _) if end <= now => {
+                return Step::Done(Err(self.give_up(place.key, reason)));
             }
-            Turn::TooMany(left) => {
-                self.left(left);
-                Step::Done(Err(self.desk.reject(Reason::ExceedsCapacity)))
+            (Some((end, _)), until) => Some(until.map_or(end, |until| until.min(end))),
+            (None, until) => until,
+        };
+        Step::Waits(until.map(|until| (until, Duration::from_nanos(until.saturating_sub(now)))))
+    }
+
+    /// Takes a place in the queue, or cells, and says when that was.
+    fn join(&self, waker: Waker) -> Result<(Joined, u64), Refusal> {
+        // Dropped after the lock is free: wakers are the caller's code.
+        let mut waker = Some(waker);
+        let queue = self.desk.queue();
+        let crowded = queue.max_len > 0 && self.desk.is_crowded();
+        self.desk.at_line(|line, cells| {
+            if crowded && line.is_empty() {
+                return Err(refuse(Reason::QueueFull, self.n, 0, cells));
             }
-            Turn::Sleep(turn) => Step::Sleep { turn, wait: Duration::from_nanos(turn.saturating_sub(now)) },
-            Turn::Parked => Step::Parked,
-            Turn::WakerNeeded => unreachable!("asked again until it has one"),
+            line.join(self.n, queue, Deadline::fits, &mut waker, cells).map(|joined| (joined, cells.now))
+        })
+    }
+
+    fn look(&self, key: Key, waker: &Waker) -> (Turn, u64) {
+        let mut spare = None;
+        loop {
+            let looked =
+                self.desk.at_line(|line, cells| (line.poll(key, waker, &mut spare, cells), cells.now));
+            if !matches!(looked.0, Turn::WakerNeeded) {
+                return looked;
+            }
+            spare = Some(waker.clone());
         }
     }
 
-    fn left(&mut self, left: Left) {
+    #[expect(clippy::unnecessary_wraps, reason = "how a wait ends")]
+    fn taken(&mut self, left: Left, since: Option<Instant>) -> Result<(), Rejection> {
         self.place = None;
-        if let Some(next) = left.next {
-            next.wake();
+        wake_all(left.next.into_iter());
+        if let Some(since) = since {
+            emit(PolicyKind::RateLimit, self.desk.name(), &Event::Waited(since.elapsed()));
         }
+        Ok(())
+    }
+
+    fn too_many(&mut self, left: Left) -> Rejection {
+        self.place = None;
+        wake_all(left.next.into_iter());
+        let refusal = Refusal { reason: Reason::ExceedsCapacity, retry_after: None };
+        rejection(refusal, self.desk.name())
+    }
+
+    fn give_up(&mut self, key: Key, reason: Reason) -> Rejection {
+        self.place = None;
+        let (left, refusal) = self.desk.at_line(|line, cells| {
+            let left = line.leave(key, cells);
+            (left, refuse(reason, self.n, line.cells(), cells))
+        });
+        wake_all(left.next.into_iter());
+        rejection(refusal, self.desk.name())
     }
 }
 
 impl<D: Desk> Drop for Ticket<D> {
     fn drop(&mut self) {
-        if let Some((key, _)) = self.place {
-            self.desk.leave(key);
+        if let Some(place) = self.place {
+            let left = self.desk.at_line(|line, cells| line.leave(place.key, cells));
+            wake_all(left.next.into_iter());
         }
     }
 }
@@ -131,25 +199,24 @@ impl<D: Desk> Future for Wait<D> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            match this.ticket.step(cx) {
+            let (until, wait) = match this.ticket.step(cx.waker()) {
                 Step::Done(answer) => return Poll::Ready(answer),
-                Step::Parked => return Poll::Pending,
-                Step::Sleep { turn, wait } => {
-                    if *this.armed != Some(turn) {
-                        *this.armed = Some(turn);
-                        // Beyond what the clock can tell: nobody waits that long, and a quota change wakes it.
-                        let Some(at) = Instant::now().checked_add(wait) else { return Poll::Pending };
-                        match this.timer.as_mut().as_pin_mut() {
-                            Some(timer) => timer.reset(at),
-                            None => this.timer.set(Some(tokio::time::sleep_until(at))),
-                        }
-                    }
-                    match this.timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-                        // The timer's clock and the engine's need not agree: look, and sleep again if it was too early.
-                        Some(Poll::Ready(())) => *this.armed = None,
-                        _ => return Poll::Pending,
-                    }
+                Step::Waits(None) => return Poll::Pending,
+                Step::Waits(Some(later)) => later,
+            };
+            if *this.armed != Some(until) {
+                *this.armed = Some(until);
+                // Beyond what the clock can tell: nobody waits that long, and a quota change wakes it.
+                let Some(at) = Instant::now().checked_add(wait) else { return Poll::Pending };
+                match this.timer.as_mut().as_pin_mut() {
+                    Some(timer) => timer.reset(at),
+                    None => this.timer.set(Some(tokio::time::sleep_until(at))),
                 }
+            }
+            match this.timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
+                // The timer's clock and the engine's need not agree: look, and sleep again if it was too early.
+                Some(Poll::Ready(())) => *this.armed = None,
+                _ => return Poll::Pending,
             }
         }
     }

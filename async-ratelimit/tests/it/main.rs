@@ -3,6 +3,7 @@
 mod concurrency;
 #[cfg(feature = "serde")]
 mod config;
+mod dawdlers;
 #[cfg(feature = "http")]
 mod http;
 mod keyed;

@@ -63,6 +63,9 @@ async fn more_than_the_burst_is_refused_and_changes_nothing() {
     assert_eq!(reason(limit.try_acquire_many(6)), Reason::ExceedsCapacity);
     assert_eq!(reason(limit.acquire_many(u32::MAX).await), Reason::ExceedsCapacity);
     assert_eq!(limit.snapshot().available, 5);
+    let hourly = RateLimit::builder(Quota::per_hour(1)).build().unwrap();
+    assert_eq!(reason(hourly.try_acquire_many(u32::MAX)), Reason::ExceedsCapacity);
+    assert_eq!(hourly.snapshot().available, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,16 +239,18 @@ fn what_makes_no_sense_is_refused_by_name() {
         field(Quota::new(50, Duration::from_nanos(49))),
         "invalid `quota.cells`: 50 per 49ns; expected at most one per nanosecond"
     );
-    assert_eq!(
-        field(Quota::new(1, Duration::ZERO)),
-        "invalid `quota.cells`: 1 per 0ns; expected at most one per nanosecond"
-    );
+    assert_eq!(field(Quota::new(1, Duration::ZERO)), "invalid `quota.period`: 0ns; expected above zero");
     assert_eq!(field(Quota::per_second(10).with_burst(0)), "invalid `quota.burst`: 0; expected at least 1");
     assert_eq!(
         field(Quota::per_hour(1).with_burst(u32::MAX)),
-        "invalid `quota.burst`: 4294967295 cells of 3600s each; expected at most 3153600000s worth"
+        "invalid `quota.burst`: 4294967295 cells of 3600s each; expected at most 315360000s worth"
     );
-    assert!(field(Quota::new(1, Duration::MAX)).starts_with("invalid `quota.burst`"));
+    let eleven_years = Duration::from_secs(11 * 365 * 86_400);
+    assert_eq!(
+        field(Quota::new(2, eleven_years)),
+        "invalid `quota.period`: 2 per 346896000s; expected at most 315360000s"
+    );
+    assert!(field(Quota::new(1, Duration::MAX).with_burst(1)).starts_with("invalid `quota.period`"));
     let limit = slow(1);
     assert_eq!(limit.set_quota(Quota::per_second(0)).unwrap_err().field(), "quota.cells");
     assert_eq!(limit.quota(), Quota::per_second(10).with_burst(1));
@@ -261,7 +266,7 @@ fn a_rate_that_does_not_divide_is_rounded_down_never_up() {
 #[test]
 fn under_threads_a_change_of_quota_neither_mints_nor_loses_a_cell() {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-    let quota = Quota::per_hour(1).with_burst(100_000);
+    let quota = Quota::per_minute(1).with_burst(100_000);
     let limit = RateLimit::builder(quota).build().unwrap();
     let (granted, done) = (AtomicU32::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
