@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_policy::{Deadline, Outcome, PolicyError, Verdict};
+use async_policy::{Deadline, Operation, Outcome, PolicyError, Verdict};
 use pin_project_lite::pin_project;
 use tokio::task::coop::{poll_proceed, unconstrained};
 use tokio::time::Sleep;
@@ -30,6 +30,34 @@ pub(crate) trait Attempts {
 
     /// Whether another attempt can be started at all.
     fn is_repeatable(&self) -> bool;
+}
+
+/// The attempts of an operation.
+pub(crate) struct Starts<Op>(pub(crate) Op);
+
+impl<Op> Attempts for Starts<Op>
+where
+    Op: Operation,
+    Op::Error: PolicyError,
+{
+    type Value = Op::Value;
+    type Error = Op::Error;
+    type Future = Op::Future;
+
+    #[inline]
+    fn poll_start(&mut self, _: &mut Context<'_>) -> Poll<Result<Op::Future, Op::Error>> {
+        Poll::Ready(Ok(self.0.start()))
+    }
+
+    #[inline]
+    fn classify(&self, answer: Result<&Op::Value, &Op::Error>) -> Option<Verdict> {
+        self.0.classify(answer)
+    }
+
+    #[inline]
+    fn is_repeatable(&self) -> bool {
+        true
+    }
 }
 
 pin_project! {
@@ -202,6 +230,10 @@ where
             let retry: &Retry = (*this.retry).borrow();
             if matches!(this.story, Story::New) && !retry.is_plain() {
                 *this.story = Story::Began(retry.begin());
+            }
+            if R::ALL {
+                // A report begins with the call, also where its first attempt has been started.
+                this.story.past();
             }
             let result = match this.state.as_mut().project() {
                 StateProjection::Running { attempt } => ready!(this.story.run(|| attempt.poll(cx))),

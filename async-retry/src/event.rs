@@ -24,6 +24,8 @@ pub enum AttemptOutcome {
     Refused,
     /// A time-out gave up: the operation may have run.
     TimedOut,
+    /// It panicked, which counts as a failure. A hedge tells it: out of a retry the panic passes at once.
+    Panicked,
 }
 
 impl AttemptOutcome {
@@ -38,6 +40,7 @@ impl AttemptOutcome {
             Self::Ignored => "ignored",
             Self::Refused => "refused",
             Self::TimedOut => "timed_out",
+            Self::Panicked => "panicked",
         }
     }
 

@@ -1,18 +1,16 @@
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::num::NonZeroU32;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_policy::{ConfigError, Deadline, Name, Operation, Outcome, Policy, PolicyError, Verdict};
-use tokio::task::coop::poll_proceed;
-use tokio::time::{Instant, Sleep};
+use async_policy::{ConfigError, Name, Operation, Policy, PolicyError};
+use tokio::time::Instant;
 
+use crate::call::Starts;
 use crate::event::Watch;
 use crate::latency::Latencies;
-use crate::report::{Best, Record};
-use crate::{After, AttemptOutcome, Budget, BudgetToken, Event, StopReason};
+use crate::race::Race;
+use crate::{Budget, BudgetCall, Event};
 
 /// How many extra attempts a hedge makes at most unless configured.
 pub const DEFAULT_MAX_EXTRA: NonZeroU32 = NonZeroU32::MIN;
@@ -27,13 +25,8 @@ pub const DEFAULT_MAX_EXTRA: NonZeroU32 = NonZeroU32::MIN;
 ///
 /// The operation runs more than once at the same time: it must be safe to repeat.
 ///
-/// # Panics
-///
-/// A panic of any attempt, the classifier or the listener passes on to the caller; the other attempts are dropped, and their tokens
-/// come back.
-///
 /// Until the delay has passed it allocates nothing. What the attempts may add to the load is bounded by the
-/// [budget](Self::with_budget): an extra attempt that fails or loses is spent, one that wins gives its token back.
+/// [budget](Self::with_budget): an extra attempt that fails, panics or loses is spent, one that wins gives its token back.
 ///
 /// ```
 /// use async_retry::{Hedge, Policy};
@@ -45,6 +38,12 @@ pub const DEFAULT_MAX_EXTRA: NonZeroU32 = NonZeroU32::MIN;
 /// let quote = hedge.call(|| fetch("http://quotes/ACME")).await.unwrap();
 /// # }
 /// ```
+///
+/// # Panics
+///
+/// An attempt that panics has failed: the next one starts, and any other may still win. Only when all have failed and the last of them
+/// panicked does that panic pass on. A loser that panics while it is dropped costs nothing. A panic of the classifier or the listener
+/// passes on to the caller.
 ///
 /// # Default
 ///
@@ -60,6 +59,14 @@ struct Config {
     max_extra: NonZeroU32,
     budget: Option<Budget>,
     watch: Watch,
+}
+
+/// What a hedged call needs from its start.
+#[derive(Debug)]
+pub(crate) struct Hedging {
+    /// Read only where latencies are tracked.
+    at: Option<Instant>,
+    _in_flight: Option<BudgetCall>,
 }
 
 #[derive(Clone, Debug)]
@@ -135,235 +142,44 @@ impl Hedge {
     }
 }
 
+/// What a call asks.
+impl Hedge {
+    pub(crate) fn begin(&self) -> Hedging {
+        let Config { delay, budget, .. } = &*self.config;
+        Hedging {
+            at: if let Delay::Tracked(_) = delay { Some(Instant::now()) } else { None },
+            _in_flight: budget.as_ref().and_then(Budget::enter),
+        }
+    }
+
+    pub(crate) fn succeeded(&self, began: &Hedging) {
+        if let (Delay::Tracked(latencies), Some(at)) = (&self.config.delay, began.at) {
+            latencies.record(at.elapsed());
+        }
+    }
+
+    pub(crate) fn max_extra(&self) -> u32 {
+        self.config.max_extra.get()
+    }
+
+    pub(crate) fn budget(&self) -> Option<&Budget> {
+        self.config.budget.as_ref()
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        let watch = &self.config.watch;
+        if Watch::ALWAYS || watch.listener.is_some() {
+            watch.emit(event);
+        }
+    }
+}
+
 impl Policy for Hedge {
-    async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
+    fn execute<Op>(&self, op: Op) -> impl Future<Output = Result<Op::Value, Op::Error>> + Send
     where
         Op: Operation,
         Op::Error: PolicyError,
     {
-        let config = &*self.config;
-        let began = if let Delay::Tracked(_) = config.delay { Some(Instant::now()) } else { None };
-        let _in_flight = config.budget.as_ref().and_then(Budget::enter);
-        let mut race =
-            Race { hedge: self, op: &op, extra: Vec::new(), started: 1, closed: None, best: Best::default() };
-        let mut first = pin!(Some(op.start()));
-        let mut timer = pin!(None);
-        let result = poll_fn(|cx| race.poll(first.as_mut(), timer.as_mut(), cx)).await;
-        if let (Delay::Tracked(latencies), Some(began), true) = (&config.delay, began, result.is_ok()) {
-            latencies.record(began.elapsed());
-        }
-        result
-    }
-}
-
-/// The attempts of one call.
-struct Race<'h, Op: Operation> {
-    hedge: &'h Hedge,
-    op: &'h Op,
-    /// Those in flight besides the first, in the order of their start. Nothing is allocated before one is needed.
-    extra: Vec<Extra<Op::Future>>,
-    started: u32,
-    /// Why no other one is started any more.
-    closed: Option<StopReason>,
-    best: Best<Op::Value, Op::Error>,
-}
-
-struct Extra<F> {
-    attempt: u32,
-    future: Pin<Box<F>>,
-    token: Option<BudgetToken>,
-}
-
-type ResultOf<Op> = Result<<Op as Operation>::Value, <Op as Operation>::Error>;
-
-/// What an ended attempt means for the race.
-enum Ended<T, E> {
-    /// It is over.
-    Won(Result<T, E>),
-    /// Another try may help; what it follows.
-    Failed(After),
-    /// No other try is wanted: why.
-    Closed(StopReason),
-}
-
-impl<Op> Race<'_, Op>
-where
-    Op: Operation,
-    Op::Error: PolicyError,
-{
-    fn poll(
-        &mut self,
-        mut first: Pin<&mut Option<Op::Future>>,
-        mut timer: Pin<&mut Option<Sleep>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<ResultOf<Op>> {
-        loop {
-            let mut failed = None;
-            if let Some(attempt) = first.as_mut().as_pin_mut()
-                && let Poll::Ready(result) = attempt.poll(cx)
-            {
-                first.set(None);
-                match self.end(1, None, result) {
-                    Ended::Won(result) => return Poll::Ready(self.finish(result, false)),
-                    Ended::Failed(after) => failed = Some(after),
-                    Ended::Closed(reason) => self.closed = Some(reason),
-                }
-            }
-            let mut n = 0;
-            while n < self.extra.len() {
-                let Poll::Ready(result) = self.extra[n].future.as_mut().poll(cx) else {
-                    n += 1;
-                    continue;
-                };
-                let extra = self.extra.remove(n);
-                match self.end(extra.attempt, extra.token, result) {
-                    Ended::Won(result) => return Poll::Ready(self.finish(result, first.is_some())),
-                    Ended::Failed(after) => failed = Some(after),
-                    Ended::Closed(reason) => self.closed = Some(reason),
-                }
-            }
-            if let Some(after) = failed
-                && self.start(after)
-            {
-                timer.set(None);
-                // Attempts that fail at once must not keep an outer time-out from firing.
-                ready!(poll_proceed(cx)).made_progress();
-                continue;
-            }
-            if first.is_none() && self.extra.is_empty() {
-                return Poll::Ready(self.give_up());
-            }
-            if self.closed.is_some() || self.started > self.hedge.config.max_extra.get() {
-                return Poll::Pending;
-            }
-            if timer.is_none() {
-                let delay = self.hedge.delay();
-                if !delay.is_zero() {
-                    if !Deadline::fits(delay) {
-                        // It would only fire when nobody waits any more. A failure may still start another attempt.
-                        return Poll::Pending;
-                    }
-                    timer.set(Some(tokio::time::sleep(delay)));
-                }
-            }
-            if let Some(timer) = timer.as_mut().as_pin_mut()
-                && timer.poll(cx).is_pending()
-            {
-                return Poll::Pending;
-            }
-            timer.set(None);
-            if !self.start(After::Failed) {
-                return Poll::Pending;
-            }
-            ready!(poll_proceed(cx)).made_progress();
-        }
-    }
-
-    /// Starts another attempt, if that is still wanted and the budget allows it.
-    fn start(&mut self, after: After) -> bool {
-        let config = &*self.hedge.config;
-        if self.closed.is_some() || self.started > config.max_extra.get() {
-            return false;
-        }
-        let attempt = self.started + 1;
-        let token = match &config.budget {
-            None => None,
-            Some(budget) => match budget.try_acquire(after) {
-                Some(token) => Some(token),
-                None => {
-                    self.closed = Some(StopReason::Budget);
-                    self.tell(Event::HedgeWithheld { attempt });
-                    return false;
-                }
-            },
-        };
-        self.tell(Event::Hedged { attempt });
-        self.started = attempt;
-        self.extra.push(Extra { attempt, future: Box::pin(self.op.start()), token });
-        true
-    }
-
-    fn end(
-        &mut self,
-        attempt: u32,
-        token: Option<BudgetToken>,
-        result: ResultOf<Op>,
-    ) -> Ended<Op::Value, Op::Error> {
-        let budget = self.hedge.config.budget.as_ref();
-        let outcome = self.op.outcome(&result);
-        let seen = AttemptOutcome::from(&outcome);
-        self.tell(Event::Attempted { attempt, outcome: seen });
-        match outcome {
-            Outcome::Answered(Verdict::Success) => {
-                match (token, budget) {
-                    (Some(token), _) => token.succeed(),
-                    (None, Some(budget)) if self.started == 1 || budget.earns_always() => {
-                        budget.record_success();
-                    }
-                    (None, _) => {}
-                }
-                return Ended::Won(result);
-            }
-            Outcome::Answered(Verdict::Permanent | Verdict::Ignored) => {
-                if let (Some(token), AttemptOutcome::Permanent) = (token, seen) {
-                    token.spend();
-                }
-                let reason = if seen == AttemptOutcome::Permanent {
-                    StopReason::Permanent
-                } else {
-                    StopReason::Ignored
-                };
-                self.tell(Event::GaveUp { attempts: self.started, reason });
-                return Ended::Won(result);
-            }
-            // Not started: its token comes back.
-            Outcome::Refused(_) => {
-                self.best.keep(result, seen);
-                return Ended::Closed(StopReason::Refused);
-            }
-            _ => {}
-        }
-        if let Some(token) = token {
-            token.spend();
-        }
-        if let Some(budget) = budget {
-            budget.record_failure();
-        }
-        self.best.keep(result, seen);
-        match seen {
-            AttemptOutcome::Throttled => Ended::Closed(StopReason::Throttled),
-            AttemptOutcome::TimedOut => Ended::Failed(After::TimedOut),
-            _ => Ended::Failed(After::Failed),
-        }
-    }
-
-    /// One has brought the answer: the others are dropped. They were made, so their tokens are spent.
-    fn finish(&mut self, result: ResultOf<Op>, first_in_flight: bool) -> ResultOf<Op> {
-        if first_in_flight {
-            self.tell(Event::Aborted { attempt: 1 });
-        }
-        for Extra { attempt, future, token } in std::mem::take(&mut self.extra) {
-            drop(future);
-            if let Some(token) = token {
-                token.spend();
-            }
-            self.tell(Event::Aborted { attempt });
-        }
-        result
-    }
-
-    /// All have failed.
-    fn give_up(&mut self) -> ResultOf<Op> {
-        let result = self.best.take().expect("an attempt has failed");
-        let reason = self.closed.unwrap_or(StopReason::Attempts);
-        self.tell(Event::GaveUp { attempts: self.started, reason });
-        result
-    }
-
-    fn tell(&self, event: Event) {
-        let watch = &self.hedge.config.watch;
-        if Watch::ALWAYS || watch.listener.is_some() {
-            watch.emit(event);
-        }
+        Race::new(self, Starts(op))
     }
 }

@@ -11,6 +11,7 @@ mod hedge;
 pub mod http;
 mod latency;
 mod policy;
+mod race;
 mod random;
 mod report;
 mod retry;
@@ -30,4 +31,6 @@ pub use report::{AttemptReport, Report, Reported};
 pub use retry::{DEFAULT_MAX_ATTEMPTS, Retry};
 pub use state::StopReason;
 #[cfg(feature = "tower")]
-pub use tower::{ByClone, RetryFuture, RetryLayer, RetryService, TryClone};
+pub use tower::{
+    ByClone, HedgeFuture, HedgeLayer, HedgeService, RetryFuture, RetryLayer, RetryService, TryClone,
+};

@@ -8,39 +8,11 @@ use async_policy::{Deadline, Failure, Lift, Operation, Outcome, Policy, PolicyEr
 use pin_project_lite::pin_project;
 use tokio::task::coop::consume_budget;
 
-use crate::call::{Attempts, Call, Resumed, Timed, is_success};
+use crate::call::{Call, Resumed, Starts, Timed, is_success};
 use crate::report::{Best, Record, Reporter};
 use crate::retry::{Past, Pause};
 use crate::state::Progress;
 use crate::{AttemptOutcome, Reported, Retry};
-
-/// The attempts of an operation.
-struct Starts<Op>(Op);
-
-impl<Op> Attempts for Starts<Op>
-where
-    Op: Operation,
-    Op::Error: PolicyError,
-{
-    type Value = Op::Value;
-    type Error = Op::Error;
-    type Future = Op::Future;
-
-    #[inline]
-    fn poll_start(&mut self, _: &mut Context<'_>) -> Poll<Result<Op::Future, Op::Error>> {
-        Poll::Ready(Ok(self.0.start()))
-    }
-
-    #[inline]
-    fn classify(&self, answer: Result<&Op::Value, &Op::Error>) -> Option<Verdict> {
-        self.0.classify(answer)
-    }
-
-    #[inline]
-    fn is_repeatable(&self) -> bool {
-        true
-    }
-}
 
 impl Policy for Retry {
     async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>

@@ -41,13 +41,6 @@ impl<T, E> Default for Best<T, E> {
     }
 }
 
-impl<T, E> Best<T, E> {
-    /// What was kept.
-    pub(crate) fn take(&mut self) -> Option<Result<T, E>> {
-        self.0.take().map(|(result, _)| result)
-    }
-}
-
 impl<T, E> Record<T, E> for Best<T, E> {
     const ALL: bool = false;
     type Output = Result<T, E>;

@@ -6,7 +6,7 @@ use async_policy::{PolicyKind, Reason};
 use async_retry::{Backoff, Budget, Failure, Operation, Policy, Rejection, Retry, Verdict};
 use tokio::time::sleep;
 
-use crate::attempts;
+use crate::{attempts, caught};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -135,16 +135,7 @@ async fn a_retry_that_is_dropped_by_the_panic_of_another_is_not_spent() {
 }
 
 async fn panics<F: Future>(call: F) {
-    let mut call = Box::pin(call);
-    let ended = std::future::poll_fn(|cx| {
-        let poll = std::panic::AssertUnwindSafe(|| call.as_mut().poll(cx).map(drop));
-        match std::panic::catch_unwind(poll) {
-            Ok(poll) => poll.map(Ok),
-            Err(panic) => std::task::Poll::Ready(Err(panic)),
-        }
-    })
-    .await;
-    assert!(ended.is_err(), "it panics");
+    assert!(caught(call).await.is_err(), "it panics");
 }
 
 #[tokio::test(start_paused = true)]

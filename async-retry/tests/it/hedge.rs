@@ -11,7 +11,7 @@ use async_retry::{
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-use crate::attempts;
+use crate::{attempts, caught};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -214,4 +214,91 @@ async fn an_outer_timeout_fires_over_attempts_that_fail_at_once() {
     };
     let failure = (Timeout::from_millis(20), hedge).call(op).await.unwrap_err();
     assert!(matches!(failure, Failure::TimedOut(_)));
+}
+
+/// Panics when it is dropped, but for during another panic.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "dropped");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loser_that_panics_while_it_is_dropped_costs_nothing() {
+    let budget = Budget::token_bucket(100, attempts(5), attempts(10));
+    let count = AtomicU32::new(0);
+    let hedge = Hedge::after(ms(5)).with_max_extra(attempts(3)).with_budget(budget.clone());
+    let call = hedge.call(|| {
+        let n = count.fetch_add(1, Relaxed);
+        async move {
+            let bomb = (n != 3).then(|| Bomb);
+            sleep(if n == 3 { ms(10) } else { ms(1000) }).await;
+            drop(bomb);
+            Ok::<_, ()>(n)
+        }
+    });
+    assert_eq!(caught(call).await.unwrap(), Ok(3));
+    assert_eq!(budget.available(), 90.0, "two lost, and are spent; one won");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_panics_has_failed_and_any_other_may_win() {
+    // Which one panics, what wins, after how long: the extra one next to the first, and the first, after which the next starts at once.
+    for (bad, wins, millis) in [(1, 0, 20), (0, 1, 20)] {
+        let budget = Budget::token_bucket(100, attempts(5), attempts(10));
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&events);
+        let hedge = Hedge::after(ms(5))
+            .with_budget(budget.clone())
+            .with_listener(move |event| sink.lock().unwrap().push(*event));
+        let count = AtomicU32::new(0);
+        let started = Instant::now();
+        let call = hedge.call(|| {
+            let n = count.fetch_add(1, Relaxed);
+            async move {
+                assert_ne!(n, bad, "a bug");
+                sleep(ms(20)).await;
+                Ok::<_, ()>(n)
+            }
+        });
+        assert_eq!(caught(call).await.unwrap(), Ok(wins));
+        assert_eq!(started.elapsed().as_millis(), millis);
+        assert!(events.lock().unwrap().contains(&ended(bad + 1, AttemptOutcome::Panicked)));
+        assert_eq!(budget.available(), if bad == 1 { 95.0 } else { 100.0 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_have_failed_the_last_one_decides_between_its_error_and_its_panic() {
+    let run = |panics: [bool; 2]| async move {
+        let count = AtomicU32::new(0);
+        caught(Hedge::after(ms(5)).call(|| {
+            let n = count.fetch_add(1, Relaxed) as usize;
+            assert!(!panics[n], "attempt {n}");
+            async move { Err::<(), _>(n) }
+        }))
+        .await
+    };
+    assert_eq!(run([true, false]).await.unwrap(), Err(Failure::Operation(1)));
+    let panic = run([false, true]).await.unwrap_err();
+    assert_eq!(panic.downcast_ref::<String>().unwrap(), "attempt 1");
+    let panic = run([true, true]).await.unwrap_err();
+    assert_eq!(panic.downcast_ref::<String>().unwrap(), "attempt 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_leaves_the_budget_whole() {
+    let budget = Budget::token_bucket(100, attempts(5), attempts(10));
+    let hedge = Hedge::after(ms(5))
+        .with_max_extra(attempts(2))
+        .with_budget(budget.clone())
+        .with_listener(|event| assert!(!matches!(event, Event::Aborted { .. }), "told"));
+    let call = hedge.call(async || {
+        sleep(ms(50)).await;
+        Ok::<_, ()>(())
+    });
+    assert!(caught(call).await.is_err());
+    assert_eq!(budget.available(), 90.0, "the losers were made");
 }

@@ -6,6 +6,8 @@ mod budget;
 mod cancel;
 mod closures;
 mod hedge;
+#[cfg(feature = "tower")]
+mod hedge_tower;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod report;
@@ -18,7 +20,20 @@ mod tower;
 mod tracing;
 
 use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::Poll;
+use std::thread;
 
 fn attempts(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
+}
+
+/// What the call yields, or the payload of its panic.
+async fn caught<F: Future>(call: F) -> thread::Result<F::Output> {
+    let mut call = Box::pin(call);
+    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }

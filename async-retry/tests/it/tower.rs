@@ -172,3 +172,39 @@ async fn a_finished_call_is_no_longer_in_flight() {
     call.as_mut().await.unwrap();
     assert_eq!(budget.available(), 0.0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_report_has_every_attempt_of_a_request() {
+    let count = AtomicU32::new(0);
+    let inner = service_fn(|()| {
+        let n = count.fetch_add(1, Relaxed);
+        async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if n < 2 { Err(Failure::Operation(n)) } else { Ok(n) }
+        }
+    });
+    let mut service = tower::Layer::layer(&RetryLayer::new(retry()), inner);
+    let (result, report) = service.ready().await.unwrap().call_with_report(()).await;
+    assert_eq!((result, report.stopped()), (Ok(2), None));
+    let seen: Vec<_> = report
+        .attempts()
+        .iter()
+        .map(|a| (a.started().as_millis(), a.took().as_millis(), a.result().cloned()))
+        .collect();
+    let failed = |n| Some(Err(Failure::Operation(n)));
+    assert_eq!(seen, [(0, 10, failed(0)), (110, 10, failed(1)), (220, 10, None)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_panics_is_spent() {
+    let budget = async_retry::Budget::aws_standard();
+    let count = AtomicU32::new(0);
+    let service = ServiceBuilder::new().layer(RetryLayer::new(retry().with_budget(budget.clone()))).service(
+        service_fn(|()| {
+            assert!(count.fetch_add(1, Relaxed) < 1, "the second attempt panics");
+            std::future::ready(Err::<(), Failure<()>>(Failure::Operation(())))
+        }),
+    );
+    assert!(crate::caught(service.oneshot(())).await.is_err());
+    assert_eq!(budget.available(), 495.0);
+}
