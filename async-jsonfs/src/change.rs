@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::panics::{contained, let_go};
 
 /// What a caller is told.
 pub(crate) enum Answer<R, E> {
@@ -16,13 +17,17 @@ pub(crate) enum Answer<R, E> {
     No(E),
     /// The closure panicked.
     Panicked(Box<dyn Any + Send>),
-    /// The commit failed.
+    /// The change cannot be written, or the commit failed.
     Failed(Error),
 }
 
+/// No panic of a user's leaves these methods.
 pub(crate) trait Change<T>: Send {
-    /// Applies it to a copy of `state`; the copy, if it is to be kept. A panic is caught.
+    /// Applies it to a copy of `state`; the copy, if it is to be kept.
     fn apply(&mut self, state: &T) -> Option<T>;
+
+    /// The copy could not be written, and is not kept.
+    fn refuse(&mut self, error: Error);
 
     /// Whether the commit must be durable whatever the store's choice.
     fn durable(&self) -> bool {
@@ -79,29 +84,38 @@ where
 {
     fn apply(&mut self, state: &T) -> Option<T> {
         let closure = self.closure.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        // What a panic leaves half changed is the copy, and that is dropped.
-        let applied = catch_unwind(AssertUnwindSafe(|| {
-            let mut copy = state.clone();
-            let changed = closure(&mut copy);
-            (copy, changed)
-        }));
-        let (answer, kept) = match applied {
-            Ok((copy, Ok(value))) => (Answer::Done(value), Some(copy)),
-            Ok((_, Err(no))) => (Answer::No(no), None),
-            Err(panic) => (Answer::Panicked(panic), None),
+        // What a panic leaves half changed is the copy. It is outside of what unwinds: its drop may panic too.
+        let mut copy = None;
+        let changed = catch_unwind(AssertUnwindSafe(|| closure(copy.insert(state.clone()))));
+        let answer = match changed {
+            Ok(Ok(value)) => Answer::Done(value),
+            Ok(Err(no)) => Answer::No(no),
+            Err(panic) => Answer::Panicked(panic),
         };
+        if !matches!(answer, Answer::Done(_)) {
+            let_go(copy.take());
+        }
         self.answer = Some(answer);
-        kept
+        copy
+    }
+
+    fn refuse(&mut self, error: Error) {
+        let_go(self.answer.replace(Answer::Failed(error)));
     }
 
     fn finish(self: Box<Self>, commit: Result<(), &Error>) {
-        let answer = match (self.answer, commit) {
+        let Self { closure, answer, caller } = *self;
+        let answer = match (answer, commit) {
             // One that was withdrawn has nobody to tell; one whose commit never began has not been applied.
-            (None | Some(Answer::Done(_)), Err(error)) => Answer::Failed(error.clone()),
-            (Some(answer), _) => answer,
-            (None, Ok(())) => return,
+            (answer @ (None | Some(Answer::Done(_))), Err(error)) => {
+                let_go(answer);
+                Some(Answer::Failed(error.clone()))
+            }
+            (answer, _) => answer,
         };
-        let _ = self.caller.send(answer);
+        // Where nobody waits for it, the answer is dropped here.
+        contained(|| drop(answer.map(|answer| caller.send(answer))));
+        let_go(closure);
     }
 }
 
@@ -113,11 +127,13 @@ impl<T> Change<T> for Flush {
         None
     }
 
+    fn refuse(&mut self, _: Error) {}
+
     fn durable(&self) -> bool {
         true
     }
 
     fn finish(self: Box<Self>, commit: Result<(), &Error>) {
-        let _ = self.0.send(commit.map_err(Clone::clone));
+        contained(|| drop(self.0.send(commit.map_err(Clone::clone))));
     }
 }

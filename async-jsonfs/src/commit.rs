@@ -1,29 +1,29 @@
 //! One group commit, in a blocking job, with the file held exclusively.
 
 use std::fs::File;
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::mem;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::carry;
 use crate::change::Change;
-use crate::error::{ErrorKind, Fault, Outcome, Step};
+use crate::error::{Error, Fault, Outcome, Step};
 use crate::held::Held;
+use crate::limits;
 use crate::ops::Meta;
-use crate::options::{Durability, Options};
+use crate::options::{Durability, Format, Options, Symlinks};
+use crate::panics::{caught, let_go};
 use crate::parse::{parse, print};
 use crate::replace::current;
 use crate::target;
 
-/// What the store knows of the file, so that it need not read it before each commit.
+/// What the store knows of the file, so that it need not parse it before each commit.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
-    /// The file that was read or written last. Held open, its inode cannot be given to another file: if the name still leads
-    /// to it and it has not changed, nobody else has written.
-    seen: Option<(File, Meta)>,
+    seen: Option<Seen>,
     /// The state as it prints.
     printed: Vec<u8>,
     /// The file's content, where that is something else.
@@ -34,6 +34,37 @@ pub(crate) struct Disk {
     suspect: bool,
 }
 
+/// The file that was read or written last. Held open, its inode cannot be given to another file: if the name still leads to it
+/// and it has not changed, nobody else has written.
+#[derive(Debug)]
+struct Seen {
+    _file: File,
+    meta: Meta,
+    /// Its time of change was the present, for a clock that ticks: a later change may bear the same time, so that only its
+    /// content can tell. (Git calls such an entry racy.)
+    young: bool,
+}
+
+/// Longer than any kernel's clock takes from one tick to the next.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Seen {
+    /// `since`: a moment before which it had this content.
+    fn new(file: File, meta: Meta, since: SystemTime) -> Self {
+        let (seconds, nanos) = meta.changed;
+        let changed = Duration::new(seconds.try_into().unwrap_or(0), nanos.try_into().unwrap_or(0));
+        let young = UNIX_EPOCH + changed + TICK > since;
+        Self { _file: file, meta, young }
+    }
+}
+
+/// What is to be written for a state.
+struct Prepared {
+    printed: Vec<u8>,
+    /// The file's content, where that is something else.
+    bytes: Option<Vec<u8>>,
+}
+
 /// The outcome of a commit: the state that the file holds now, if that is another, and what went wrong.
 pub(crate) struct Committed<T> {
     pub(crate) state: Option<Arc<T>>,
@@ -41,40 +72,53 @@ pub(crate) struct Committed<T> {
 }
 
 impl Disk {
-    /// Reads the file: the state to begin with. No file: `default`, if there is one.
-    pub(crate) fn open<T>(held: &Held<'_>, default: Option<fn() -> T>) -> Result<(Self, T), Fault>
+    /// Reads the file: the state to begin with.
+    pub(crate) fn open<T>(held: &Held<'_>) -> Result<(Self, T), Fault>
     where
         T: Serialize + DeserializeOwned,
     {
         let mut disk = Self::default();
-        match (disk.read(held), default) {
-            (Err(fault), Some(default)) if is_missing(&fault) => {
-                let state = default();
-                disk.printed = caught(|| print(&state, held.options.format))?;
-                disk.raw = Some(Vec::new());
-                Ok((disk, state))
-            }
-            (read, _) => Ok((disk, read?)),
-        }
+        let state = disk.read(held)?;
+        Ok((disk, state))
+    }
+
+    /// There is no file yet, and this is what it would be.
+    pub(crate) fn absent<T: Serialize>(state: &T, format: Format) -> Result<Self, Fault> {
+        let printed = caught(|| print(state, format))?;
+        Ok(Self { printed, raw: Some(Vec::new()), ..Self::default() })
+    }
+
+    /// The content that the file is known to have.
+    fn known(&self) -> &[u8] {
+        self.raw.as_deref().unwrap_or(&self.printed)
     }
 
     fn read<T: Serialize + DeserializeOwned>(&mut self, held: &Held<'_>) -> Result<T, Fault> {
+        let since = SystemTime::now();
         let file = held.open()?;
         let (raw, meta) = target::read(held.ops, &file, held.options)?;
         let state: T = caught(|| parse(&raw, held.options))?;
-        self.printed = caught(|| print(&state, held.options.format))?;
+        self.printed = match caught(|| print(&state, held.options.format)) {
+            Ok(printed) => printed,
+            Err(fault) => {
+                let_go(state);
+                return Err(fault);
+            }
+        };
         self.raw = (raw != self.printed).then_some(raw);
-        self.seen = Some((file, meta));
+        self.seen = Some(Seen::new(file, meta, since));
         self.durable = false;
         Ok(state)
     }
 
-    /// Applies the changes in order, and writes once.
+    /// Applies the changes in order, and writes once. A change after which the state could not be written is refused by itself:
+    /// closures run once, so what comes after it must not build on it.
     pub(crate) fn commit<T>(
         &mut self,
         held: &Held<'_>,
         state: &Arc<T>,
         batch: &mut [Box<dyn Change<T>>],
+        error: impl Fn(Fault) -> Error,
     ) -> Committed<T>
     where
         T: Clone + Serialize + DeserializeOwned,
@@ -85,81 +129,125 @@ impl Disk {
             Ok(None) => (Arc::clone(state), false),
             Ok(Some(reloaded)) => (Arc::new(reloaded), true),
         };
+        let mut options = *held.options;
+        let flush = batch.iter().any(|change| change.durable());
+        if flush {
+            options.durability = Durability::Durable;
+        }
+        let held = Held { options: &options, ..*held };
         let mut now = Arc::clone(&base);
-        for change in &mut *batch {
-            if let Some(changed) = change.apply(&now) {
-                now = Arc::new(changed);
+        let mut next = None;
+        for change in batch {
+            let Some(changed) = change.apply(&now) else { continue };
+            match self.prepare(&held, &changed) {
+                Ok(prepared) => {
+                    next = Some(prepared);
+                    let_go(mem::replace(&mut now, Arc::new(changed)));
+                }
+                Err(fault) => {
+                    let_go(changed);
+                    change.refuse(error(fault));
+                }
             }
         }
-        let durable = batch.iter().any(|change| change.durable());
-        let before = reloaded.then_some(base);
-        match self.write(held, &*now, durable) {
-            Ok(()) => Committed { state: Some(now), failed: None },
+        if next.is_none() && flush && self.seen.is_some() {
+            next = Some(Prepared { printed: self.printed.clone(), bytes: self.raw.clone() });
+        }
+        let written = next.map_or(Ok(()), |next| self.write(&held, next));
+        match written {
             Err(fault) if fault.outcome == Outcome::NotWritten => {
-                Committed { state: before, failed: Some(fault) }
+                let_go(now);
+                Committed { state: reloaded.then_some(base), failed: Some(fault) }
             }
-            Err(fault) => Committed { state: Some(now), failed: Some(fault) },
+            written => {
+                let_go(base);
+                Committed { state: Some(now), failed: written.err() }
+            }
         }
     }
 
     /// The state in the file, if somebody else has written it.
     fn reload<T: Serialize + DeserializeOwned>(&mut self, held: &Held<'_>) -> Result<Option<T>, Fault> {
         let there = current(held.ops, held.target, held.options)?;
-        let same = |(_, seen): &(File, Meta)| {
+        if there.is_none() {
+            if held.options.symlinks == Symlinks::Replace {
+                match self.read(held) {
+                    Err(fault) if fault.is_not_found() => {}
+                    read => return read.map(Some),
+                }
+            }
+            // Removed, or not there yet: what the store holds is what there is.
+            self.seen = None;
+            self.raw = Some(Vec::new());
+            return Ok(None);
+        }
+        let same = |meta: &Meta| {
             there.is_some_and(|there| {
-                (seen.id, seen.len, seen.changed) == (there.id, there.len, there.changed)
+                (meta.id, meta.len, meta.changed) == (there.id, there.len, there.changed)
             })
         };
-        match (&self.seen, there) {
-            (Some(seen), _) if same(seen) => Ok(None),
-            (_, Some(_)) => self.read(held).map(Some),
-            // Removed, or not there yet: what the store holds is what there is.
-            (_, None) => {
-                self.seen = None;
-                self.raw = Some(Vec::new());
-                Ok(None)
-            }
+        let (same, young) = self.seen.as_ref().map_or((false, false), |seen| (same(&seen.meta), seen.young));
+        if same && (!young || self.is_as_known(held)?) {
+            return Ok(None);
         }
+        self.read(held).map(Some)
     }
 
-    fn write<T: Serialize + DeserializeOwned>(
-        &mut self,
+    /// Whether the file's content is what it was.
+    fn is_as_known(&mut self, held: &Held<'_>) -> Result<bool, Fault> {
+        let since = SystemTime::now();
+        let file = held.open()?;
+        let (raw, meta) = target::read(held.ops, &file, held.options)?;
+        let same = raw == self.known();
+        if same {
+            self.seen = Some(Seen::new(file, meta, since));
+        }
+        Ok(same)
+    }
+
+    /// What the file would be with this state, if it can be: printed, in the limits, and read back.
+    fn prepare<T: Serialize + DeserializeOwned>(
+        &self,
         held: &Held<'_>,
         state: &T,
-        durable: bool,
-    ) -> Result<(), Fault> {
-        let mut options = *held.options;
-        if durable {
-            options.durability = Durability::Durable;
-        }
-        let held = Held { options: &options, ..*held };
+    ) -> Result<Prepared, Fault> {
+        let options = held.options;
         let printed = caught(|| print(state, options.format))?;
-        let raw = self.raw.as_deref().unwrap_or(&self.printed);
         let bytes = match &self.seen {
             None => {
-                let whole = Options { rewrite: true, ..options };
-                caught(|| carry::carry_over::<T>(b"", b"", printed.clone(), &whole))?
+                let whole = Options { rewrite: true, ..*options };
+                caught(|| carry::carry_over::<T>(b"", b"", &printed, &whole))?
             }
-            Some(_) => caught(|| carry::carry_over::<T>(raw, &self.printed, printed.clone(), &options))?,
+            Some(_) if printed == self.printed => self.raw.clone(),
+            Some(_) => caught(|| carry::carry_over::<T>(self.known(), &self.printed, &printed, options))?,
         };
-        let unchanged = self.seen.is_some() && !self.suspect && bytes == raw;
-        if unchanged && (self.durable || options.durability == Durability::Visible) {
-            self.printed = printed;
+        limits::check_written(bytes.as_deref().unwrap_or(&printed), options)?;
+        Ok(Prepared { printed, bytes })
+    }
+
+    fn write(&mut self, held: &Held<'_>, next: Prepared) -> Result<(), Fault> {
+        let bytes = next.bytes.as_deref().unwrap_or(&next.printed);
+        let durability = held.options.durability;
+        let unchanged = self.seen.is_some() && !self.suspect && bytes == self.known();
+        if unchanged && (self.durable || durability == Durability::Visible) {
+            self.printed = next.printed;
+            self.raw = next.bytes;
             return Ok(());
         }
-        let old = self.seen.as_ref().map(|&(_, meta)| meta);
-        let written = if self.suspect {
-            held.replace(&bytes, old.as_ref())
+        let old = self.seen.as_ref().map(|seen| seen.meta);
+        let written = if self.suspect || self.seen.is_none() {
+            held.replace(bytes, old.as_ref())
         } else {
-            held.put(&bytes, old, Some(raw)).map(|(_, file)| file)
+            held.put(bytes, old, Some(self.known())).map(|(_, file)| file)
         };
         match written {
             Ok(file) => {
+                let since = SystemTime::now();
                 let meta = held.ops.stat(&file).step("look at the file");
-                self.seen = meta.ok().map(|meta| (file, meta));
-                self.raw = (bytes != printed).then_some(bytes);
-                self.printed = printed;
-                self.durable = options.durability == Durability::Durable;
+                self.seen = meta.ok().map(|meta| Seen::new(file, meta, since));
+                self.printed = next.printed;
+                self.raw = next.bytes;
+                self.durable = durability == Durability::Durable;
                 self.suspect = false;
                 Ok(())
             }
@@ -172,13 +260,4 @@ impl Disk {
             }
         }
     }
-}
-
-fn is_missing(fault: &Fault) -> bool {
-    matches!(&fault.kind, ErrorKind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
-}
-
-/// Runs code of the type's own, which may panic.
-fn caught<R>(run: impl FnOnce() -> Result<R, Fault>) -> Result<R, Fault> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(ErrorKind::Panicked.into()))
 }

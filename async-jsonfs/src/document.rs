@@ -108,6 +108,25 @@ pub(crate) fn object<'a>(text: &'a [u8], range: &Range<usize>) -> Option<Object<
     Some(Object { members, close: at.min(text.len()), sorted: OnceCell::new() })
 }
 
+/// The elements of the array in this range; `None` if it is something else.
+pub(crate) fn array(text: &[u8], range: &Range<usize>) -> Option<Vec<Range<usize>>> {
+    if text.get(range.start) != Some(&b'[') {
+        return None;
+    }
+    let mut elements = Vec::new();
+    let mut at = skip_space(text, range.start + 1);
+    while text.get(at).is_some_and(|&byte| byte != b']') {
+        let element = at..value_end(text, at);
+        let next = skip_space(text, element.end);
+        elements.push(element);
+        if text.get(next) != Some(&b',') {
+            break;
+        }
+        at = skip_space(text, next + 1);
+    }
+    Some(elements)
+}
+
 /// The key that a quoted string stands for.
 pub(crate) fn key(quoted: &[u8]) -> Cow<'_, str> {
     let plain = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();

@@ -1,9 +1,12 @@
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use async_policy::{PolicyError, Rejection, TimedOut, Verdict};
+use async_policy::{PolicyError, Reason, Rejection, TimedOut, Verdict};
+
+use crate::job;
 
 /// How far a change got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,7 +31,8 @@ pub struct Location {
     pub column: usize,
     /// Bytes from the beginning of the file.
     pub offset: usize,
-    /// JSON pointer (RFC 6901) to the innermost value concerned; empty for the whole document.
+    /// JSON pointer (RFC 6901) to the innermost value concerned; empty for the whole document. Of one longer than 400 bytes the
+    /// beginning and the end, with `…` in between; so is the message.
     pub pointer: String,
     /// What is wrong and what was expected.
     pub message: String,
@@ -55,7 +59,7 @@ pub enum ErrorKind {
     ReadOnly,
     /// Not JSON, and where it stops being JSON.
     Syntax(Location),
-    /// JSON, and not of the type asked for.
+    /// JSON, and not of the type asked for (or a number that no type holds, as 1e999).
     Mismatch(Location),
     /// Nested deeper than the limit, and where.
     TooDeep(Location),
@@ -76,9 +80,10 @@ pub enum ErrorKind {
     Conflict,
     /// The value to write cannot be put into JSON.
     Serialize(String),
-    /// The type's own code for reading or writing it panicked, inside of a [`Store`](crate::Store).
+    /// Code of the type's own (to read, write or drop it) panicked, inside of a [`Store`](crate::Store).
     Panicked,
-    /// The change cannot stand beside what else the file holds: read back, it would not be of the type any more. Why not.
+    /// The change cannot stand beside what else the file holds: read back, it would be something else, or not of the type any more.
+    /// Why.
     Unmergeable(String),
     /// The patch (RFC 6902) does not fit the file: which operation, and why.
     Patch(String),
@@ -195,7 +200,12 @@ impl fmt::Display for Error {
                 write!(f, "the change cannot stand beside what else the file holds: {why}")?;
             }
             ErrorKind::Patch(why) => write!(f, "the patch does not fit: {why}")?,
-            ErrorKind::Rejected(_) => f.write_str("not started")?,
+            ErrorKind::Rejected(rejection) => f.write_str(match (rejection.reason(), rejection.name()) {
+                (Reason::ShutDown, Some(job::STORE)) => "not started: the store is closed",
+                (Reason::ShutDown, _) => "not started: the runtime is shutting down",
+                (Reason::DeadlineTooClose, _) => "not started: its turn did not come before the deadline",
+                _ => "not started",
+            })?,
             ErrorKind::TimedOut(_) => f.write_str("timed out")?,
         }
         match self.outcome() {
@@ -250,6 +260,42 @@ impl PolicyError for Error {
     }
 }
 
+/// What [`JsonFile::try_update`](crate::JsonFile::try_update) and [`Store::try_update`](crate::Store::try_update) fail with.
+#[derive(Clone, Debug)]
+pub enum UpdateError<E> {
+    /// The closure said no: nothing was changed.
+    Closure(E),
+    /// Reading or writing failed.
+    File(Error),
+}
+
+impl UpdateError<Infallible> {
+    pub(crate) fn of_the_file(self) -> Error {
+        match self {
+            Self::Closure(never) => match never {},
+            Self::File(error) => error,
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for UpdateError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closure(error) => error.fmt(f),
+            Self::File(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: std::error::Error> std::error::Error for UpdateError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Closure(error) => error.source(),
+            Self::File(error) => error.source(),
+        }
+    }
+}
+
 /// An error before it is known which file it is about.
 #[derive(Debug)]
 pub(crate) struct Fault {
@@ -260,6 +306,12 @@ pub(crate) struct Fault {
 impl From<ErrorKind> for Fault {
     fn from(kind: ErrorKind) -> Self {
         Self { kind, outcome: Outcome::NotWritten }
+    }
+}
+
+impl Fault {
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(&self.kind, ErrorKind::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use async_policy::{Deadline, Reason};
 use tokio::time::timeout_at;
 
-use crate::error::{ErrorKind, Fault, Step};
+use crate::error::{ErrorKind, Fault, Outcome, Step};
 use crate::held::Held;
 use crate::job;
 use crate::lock::{self, Entry, Locked, REAL, SPELLED, Turn};
@@ -20,8 +20,23 @@ use crate::target::Target;
 /// How far a call has got on its way to the file.
 enum Stage {
     Fresh(PathBuf),
-    MyTurn { target: Target, entry: Arc<Entry>, turn: Turn },
-    Mine { target: Target, turn: Turn, locked: Option<Locked> },
+    MyTurn {
+        target: Target,
+        entry: Arc<Entry>,
+        turn: Turn,
+    },
+    /// After a wait.
+    Locked {
+        target: Target,
+        entry: Arc<Entry>,
+        turn: Turn,
+        locked: Locked,
+    },
+    Mine {
+        target: Target,
+        turn: Turn,
+        locked: Option<Locked>,
+    },
 }
 
 enum Progress<W, R> {
@@ -79,7 +94,49 @@ pub(crate) async fn run<R: Send + 'static>(
             }
             Progress::Wait { target, entry, turn, lock, work: back } => {
                 let locked = within(entry.wait(lock)?).await?.map_err(|_| lock::lost())?;
-                stage = Stage::Mine { target, turn, locked: Some(locked) };
+                stage = Stage::Locked { target, entry, turn, locked };
+                work = back;
+            }
+        }
+    }
+}
+
+/// [`run`] without a wait, in a thread that must not be kept waiting: `None` if somebody else is on the file.
+pub(crate) fn try_run<R>(
+    ops: &dyn Ops,
+    path: &Path,
+    options: &Options,
+    work: impl FnOnce(&Held<'_>) -> Result<R, Fault>,
+) -> Result<Option<R>, Fault> {
+    let path = std::path::absolute(path).step("make the path absolute")?;
+    let Some(_spelled) = SPELLED.entry(path.clone()).try_turn() else { return Ok(None) };
+    match advance(ops, Stage::Fresh(path), options, &AtomicBool::new(false), work)? {
+        Progress::Done(done) => done.map(Some),
+        Progress::Queue { .. } | Progress::Wait { .. } => Ok(None),
+    }
+}
+
+/// [`run`] in a thread that nobody waits for: it blocks.
+pub(crate) fn run_blocking<R>(
+    ops: &dyn Ops,
+    path: &Path,
+    options: &Options,
+    work: impl FnOnce(&Held<'_>) -> Result<R, Fault>,
+) -> Result<R, Fault> {
+    let path = std::path::absolute(path).step("make the path absolute")?;
+    let _spelled = SPELLED.entry(path.clone()).blocking_turn();
+    let (mut stage, mut work) = (Stage::Fresh(path), work);
+    loop {
+        match advance(ops, stage, options, &AtomicBool::new(false), work)? {
+            Progress::Done(done) => return done,
+            Progress::Queue { target, entry, work: back } => {
+                let turn = Arc::clone(&entry).blocking_turn();
+                stage = Stage::MyTurn { target, entry, turn };
+                work = back;
+            }
+            Progress::Wait { target, entry, turn, lock, work: back } => {
+                let locked = entry.wait(lock)?.blocking_recv().map_err(|_| lock::lost())?;
+                stage = Stage::Locked { target, entry, turn, locked };
                 work = back;
             }
         }
@@ -111,8 +168,20 @@ fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
                 Ok(locked) => Stage::Mine { target, turn, locked: Some(locked) },
                 Err(lock) => return Ok(Progress::Wait { target, entry, turn, lock, work }),
             },
-            Stage::Mine { target, turn, locked } => {
+            Stage::Locked { target, entry, turn, locked } => {
+                if locked.counts(ops, &target)? {
+                    Stage::Mine { target, turn, locked: Some(locked) }
+                } else {
+                    Stage::MyTurn { target, entry, turn }
+                }
+            }
+            Stage::Mine { target, turn, mut locked } => {
                 let done = work(&Held { ops, target: &target, options, cancelled });
+                if done.as_ref().is_err_and(|fault| fault.outcome == Outcome::NotWritten)
+                    && let Some(locked) = locked.take()
+                {
+                    locked.forget(ops, &target);
+                }
                 // The other processes first: the next call of this one may then try the lock.
                 drop(locked);
                 drop(turn);

@@ -1,10 +1,14 @@
 //! What a change does with the file once it has it to itself.
 
 use std::fs::File;
+use std::io;
 use std::sync::atomic::AtomicBool;
 
-use crate::error::{Fault, Step};
+use rustix::fs::FileType;
+
+use crate::error::{ErrorKind, Fault, Step};
 use crate::file::Saved;
+use crate::limits;
 use crate::ops::{Meta, Ops};
 use crate::options::{Durability, Options, Symlinks};
 use crate::replace::{Replace, current};
@@ -41,6 +45,7 @@ impl Held<'_> {
         raw: Option<&[u8]>,
     ) -> Result<(Saved, File), Fault> {
         let Self { ops, target, options, .. } = *self;
+        limits::check_written(bytes, options)?;
         let found = bytes.len() as u64;
         if old.is_some_and(|old| old.len == found) && raw.is_none_or(|raw| raw == bytes) {
             let file = self.open()?;
@@ -54,9 +59,27 @@ impl Held<'_> {
         self.replace(bytes, old.as_ref()).map(|file| (Saved::Written, file))
     }
 
-    /// Writes in any case.
+    /// Writes in any case what has been [checked](limits::check_written).
     pub(crate) fn replace(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
         let Self { ops, target, options, cancelled } = *self;
         Replace { ops, target, options, create_new: false, cancelled }.run(bytes, old)
+    }
+
+    /// Writes where nothing is.
+    pub(crate) fn create(&self, bytes: &[u8]) -> Result<(), Fault> {
+        let Self { ops, target, options, cancelled } = *self;
+        limits::check_written(bytes, options)?;
+        // Where reads find nothing there may yet be a link that is to be replaced.
+        if ops.stat_at(&target.dir, &target.name).is_ok_and(|there| there.kind == FileType::Symlink) {
+            return self.replace(bytes, None).map(drop);
+        }
+        match (Replace { ops, target, options, create_new: true, cancelled }).run(bytes, None) {
+            Err(Fault { kind: ErrorKind::Io { source, .. }, .. })
+                if source.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                Err(ErrorKind::Conflict.into())
+            }
+            done => done.map(drop),
+        }
     }
 }

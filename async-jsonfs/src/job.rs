@@ -22,6 +22,9 @@ impl Drop for Abandon {
     }
 }
 
+/// The name of who refuses once a store is closed.
+pub(crate) const STORE: &str = "closed store";
+
 /// The refusal of this crate's locks and stores.
 pub(crate) fn refusal(reason: Reason) -> Rejection {
     Rejection::new(PolicyKind::File, reason)

@@ -4,10 +4,13 @@
 mod carry;
 mod change;
 mod commit;
+mod compare;
 mod document;
+mod drive;
 mod error;
 mod exclusive;
 mod file;
+mod finite;
 mod functions;
 mod held;
 mod job;
@@ -17,7 +20,10 @@ mod lock;
 mod merge;
 mod ops;
 mod options;
+mod panics;
 mod parse;
+#[cfg(feature = "patch")]
+mod patch;
 mod replace;
 mod state;
 mod store;
@@ -26,8 +32,8 @@ mod target;
 mod tests;
 mod version;
 
-pub use error::{Error, ErrorKind, Location, Outcome};
-pub use file::{JsonFile, Saved, UpdateError};
+pub use error::{Error, ErrorKind, Location, Outcome, UpdateError};
+pub use file::{JsonFile, Saved};
 #[cfg(feature = "patch")]
 pub use functions::patch;
 pub use functions::{load, merge, save, update};

@@ -7,11 +7,24 @@ use crate::document;
 use crate::error::{ErrorKind, Fault, Location};
 use crate::locate::{self, string_end};
 use crate::options::{DuplicateKeys, Options};
+use crate::parse::without_bom;
 
 enum Broken {
     Depth(usize),
     Entries(usize),
     Duplicate(String),
+}
+
+/// Refuses to write what would then be refused to be read.
+pub(crate) fn check_written(bytes: &[u8], options: &Options) -> Result<(), Fault> {
+    let (limit, found) = (options.max_bytes, bytes.len() as u64);
+    if found > limit {
+        return Err(ErrorKind::TooLarge { limit, found }.into());
+    }
+    match std::str::from_utf8(without_bom(bytes)) {
+        Ok(text) => check(text, bytes.len() - text.len(), options),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Refuses text that is beyond the limits. Text that is not JSON may pass: the parser comes next.
@@ -32,6 +45,38 @@ pub(crate) fn check(text: &str, skipped: usize, options: &Options) -> Result<(),
         }
         .into()
     })
+}
+
+/// What a `Value` or any other type is read to: serde_json's own limit.
+const READABLE: usize = 127;
+
+/// Refuses what no type could be read from any more, unless it was as deep `before`.
+pub(crate) fn no_deeper(bytes: &[u8], before: &[u8]) -> Result<(), Fault> {
+    let Some(offset) = deeper_than(bytes, READABLE) else { return Ok(()) };
+    if deeper_than(before, READABLE).is_some() {
+        return Ok(());
+    }
+    let message = format!("nested deeper than {READABLE}");
+    Err(ErrorKind::TooDeep(locate::location(bytes, offset, 0, message)).into())
+}
+
+/// Where the first container is that is in so many others.
+fn deeper_than(text: &[u8], limit: usize) -> Option<usize> {
+    let (mut at, mut depth) = (0, 0_usize);
+    while let Some(&byte) = text.get(at) {
+        match byte {
+            b'"' => {
+                at = string_end(text, at);
+                continue;
+            }
+            b'[' | b'{' if depth == limit => return Some(at),
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    None
 }
 
 /// One open container: the keys seen in an object, and whether the next string is a key.

@@ -2,6 +2,20 @@
 
 use crate::error::Location;
 
+/// How long a pointer or a message may be, in bytes, before it is cut.
+const LONGEST: usize = 400;
+
+/// A text of the file's or the type's making, of bounded length: its beginning and its end.
+pub(crate) fn cut(text: String) -> String {
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let half = LONGEST / 2;
+    let from = (0..=half).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    let to = (text.len() - half..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len());
+    format!("{}…{}", &text[..from], &text[to..])
+}
+
 /// Half of what a snippet shows at most, in characters.
 const AROUND: usize = 30;
 
@@ -32,8 +46,8 @@ pub(crate) fn location(text: &[u8], offset: usize, skipped: usize, message: Stri
         line: text[..offset].iter().filter(|&&b| b == b'\n').count() + 1,
         column,
         offset: offset + skipped,
-        pointer: pointer(text, offset),
-        message,
+        pointer: cut(pointer(text, offset)),
+        message: cut(message),
         snippet: format!("{left}{right}").replace(|c: char| c.is_control(), " "),
     }
 }
@@ -82,8 +96,10 @@ pub(crate) fn pointer(text: &[u8], offset: usize) -> String {
         match frame {
             Frame::Array(index) => pointer.push_str(&format!("/{index}")),
             Frame::Object { key: Some((from, to)), .. } => {
-                let key = serde_json::from_slice(&text[from..to])
-                    .unwrap_or_else(|_| String::from_utf8_lossy(&text[from..to]).into_owned());
+                // Half of a surrogate pair is shown as it is spelled.
+                let key = serde_json::from_slice(&text[from..to]).unwrap_or_else(|_| {
+                    String::from_utf8_lossy(&text[from..to]).trim_matches('"').to_owned()
+                });
                 pointer.push('/');
                 pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
             }

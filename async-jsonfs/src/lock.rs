@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::Hash;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
@@ -37,12 +38,19 @@ pub(crate) struct Turn {
 /// The lock against the other processes; let go of when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Locked {
-    _file: File,
+    file: File,
+    /// Whether there was no lock file before.
+    made: bool,
 }
 
 impl Entry {
     pub(crate) async fn turn(self: Arc<Self>) -> Turn {
         Turn { _guard: Arc::clone(&self.turn).lock_owned().await, _entry: self }
+    }
+
+    /// For a thread that nobody waits for.
+    pub(crate) fn blocking_turn(self: Arc<Self>) -> Turn {
+        Turn { _guard: Arc::clone(&self.turn).blocking_lock_owned(), _entry: self }
     }
 
     pub(crate) fn try_turn(self: &Arc<Self>) -> Option<Turn> {
@@ -66,7 +74,7 @@ impl Entry {
                 let waiter = entry.waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let (Ok(()), Some(waiter)) = (locked, waiter) {
                     // If nobody wants it any more it comes back here, and closing the file frees it.
-                    let _ = waiter.send(Locked { _file: file });
+                    let _ = waiter.send(Locked { file, made: false });
                 }
             });
             spawned.map(drop).step("start a thread to wait for the lock")?;
@@ -78,12 +86,44 @@ impl Entry {
 
 /// The lock if it is free, otherwise the file to wait on.
 pub(crate) fn try_lock(ops: &dyn Ops, target: &Target) -> Result<Result<Locked, File>, Fault> {
-    let file = ops.open_lock(&target.dir, &target.lock()).step("open the lock file")?;
-    Ok(if ops.try_lock(&file).step("lock the lock file")? { Ok(Locked { _file: file }) } else { Err(file) })
+    loop {
+        let name = target.lock();
+        let (file, made) = match ops.open_lock(&target.dir, &name, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (ops.open_lock(&target.dir, &name, true).step("make the lock file beside it")?, true)
+            }
+            opened => (opened.step("open the lock file")?, false),
+        };
+        if !ops.try_lock(&file).step("lock the lock file")? {
+            return Ok(Err(file));
+        }
+        let locked = Locked { file, made };
+        if locked.counts(ops, target)? {
+            return Ok(Ok(locked));
+        }
+    }
+}
+
+impl Locked {
+    /// Whether what is locked is the lock file still: whoever removed it in between has another.
+    pub(crate) fn counts(&self, ops: &dyn Ops, target: &Target) -> Result<bool, Fault> {
+        let ours = ops.stat(&self.file).step("look at the lock file")?;
+        match ops.stat_at(&target.dir, &target.lock()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            there => Ok(there.step("look at the lock file")?.id == ours.id),
+        }
+    }
+
+    /// A call that fails leaves no lock file that it has made. While it is locked it may be removed: see [`counts`](Self::counts).
+    pub(crate) fn forget(self, ops: &dyn Ops, target: &Target) {
+        if self.made {
+            let _ = ops.remove(&target.dir, &target.lock());
+        }
+    }
 }
 
 pub(crate) fn lost() -> Fault {
-    let source = std::io::Error::other("the lock could not be taken");
+    let source = io::Error::other("the lock could not be taken");
     ErrorKind::Io { step: "wait for the lock", source }.into()
 }
 

@@ -201,7 +201,7 @@ fn quoted<'t>(text: &'t [u8], member: &Member<'_>) -> &'t [u8] {
 }
 
 /// A patch as a value of its own: without the members that are null, however deep in objects.
-fn without_nulls(patch: &[u8], part: &Range<usize>) -> Vec<u8> {
+pub(crate) fn without_nulls(patch: &[u8], part: &Range<usize>) -> Vec<u8> {
     let Some(whole) = object(patch, part) else { return patch[part.clone()].to_vec() };
     let mut out = vec![b'{'];
     for member in whole.members.iter().filter(|member| &patch[member.value.clone()] != b"null") {

@@ -59,7 +59,7 @@ pub(crate) trait Ops: fmt::Debug + Send + Sync {
     /// Opens to read, without waiting for the other end of a pipe.
     fn open(&self, path: &Path, follow: bool) -> io::Result<File>;
     fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File>;
-    fn open_lock(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File>;
+    fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File>;
     /// Whether the lock was free and is now ours, until the file is closed.
     fn try_lock(&self, file: &File) -> io::Result<bool>;
     fn stat_at(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<Meta>;
@@ -131,8 +131,9 @@ impl Ops for System {
         Ok(retry_on_intr(|| fs::openat(dir, name, flags, Mode::empty()))?.into())
     }
 
-    fn open_lock(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
-        let flags = OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
+    fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File> {
+        let create = if make { OFlags::CREATE } else { OFlags::empty() };
+        let flags = create | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
         let open =
             |access: OFlags| retry_on_intr(|| fs::openat(dir, name, access | flags, Mode::from(0o666u32)));
         // Network file systems lock only what is open for writing; somebody else's lock file may be read-only to us.

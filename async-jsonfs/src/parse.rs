@@ -60,6 +60,8 @@ fn explain(bytes: &[u8], error: &serde_json::Error) -> Fault {
         return ErrorKind::TooDeep(location).into();
     }
     match error.classify() {
+        // JSON it is, and no type of Rust's can hold it.
+        _ if location.message == "number out of range" => ErrorKind::Mismatch(location).into(),
         Category::Data => ErrorKind::Mismatch(location).into(),
         _ => ErrorKind::Syntax(location).into(),
     }
@@ -73,5 +75,5 @@ pub(crate) fn print<T: Serialize + ?Sized>(value: &T, format: Format) -> Result<
             bytes
         }),
     };
-    printed.map_err(|error| ErrorKind::Serialize(error.to_string()).into())
+    printed.map_err(|error| ErrorKind::Serialize(locate::cut(error.to_string())).into())
 }

@@ -9,10 +9,8 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{ErrorKind, Fault, Outcome, Step};
 use crate::job::refusal;
-use crate::limits;
 use crate::ops::{DirId, Meta, Ops};
 use crate::options::{Durability, Options, ReadOnly, Symlinks};
-use crate::parse::without_bom;
 use crate::target::{Target, check_kind, is_temporary};
 use async_policy::Reason;
 use rustix::fs::FileType;
@@ -67,14 +65,6 @@ impl Replace<'_> {
     /// Applications Recover from fsync Failures?", USENIX ATC 2020). The temporary file is thrown away instead.
     pub(crate) fn run(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
         let Self { ops, target, options, .. } = *self;
-        // What could not be read back is not written.
-        let (limit, found) = (options.max_bytes, bytes.len() as u64);
-        if found > limit {
-            return Err(ErrorKind::TooLarge { limit, found }.into());
-        }
-        if let Ok(text) = std::str::from_utf8(without_bom(bytes)) {
-            limits::check(text, bytes.len() - text.len(), options)?;
-        }
         sweep(ops, target);
         let (file, name, made) = self.create(old)?;
         let guard = Temporary { ops, target, name: &name };

@@ -54,12 +54,6 @@ impl<C> Queue<C> {
         self.driven = !self.waiting.is_empty();
         self.driven
     }
-
-    /// The driver has gone away before its time; what waited for it.
-    pub(crate) fn abandon(&mut self) -> Vec<C> {
-        self.driven = false;
-        self.take()
-    }
 }
 
 #[cfg(test)]
@@ -79,11 +73,10 @@ mod tests {
         assert_eq!(queue.take(), [2, 3]);
         assert!(!queue.more());
         assert_eq!(queue.push(4), Ok(Next::Drive));
-        assert_eq!(queue.abandon(), [4]);
-        assert_eq!(queue.close(5), Next::Drive);
+        assert_eq!(queue.close(5), Next::Wait);
         assert_eq!(queue.push(6), Err(6));
         assert_eq!(queue.close(7), Next::Wait);
-        assert_eq!(queue.take(), [5, 7]);
+        assert_eq!(queue.take(), [4, 5, 7]);
         assert!(!queue.more());
     }
 

@@ -12,11 +12,13 @@ use tokio::time::timeout_at;
 
 use crate::change::{Answer, Change, Flush, Queued};
 use crate::commit::{Committed, Disk};
-use crate::error::{Error, ErrorKind, Fault, Outcome};
+use crate::drive::{Drive, Driver};
+use crate::error::{Error, ErrorKind, Fault, Outcome, UpdateError};
 use crate::exclusive::within;
-use crate::file::{JsonFile, UpdateError};
+use crate::file::JsonFile;
 use crate::held::Held;
-use crate::job::refusal;
+use crate::job::{STORE, refusal};
+use crate::panics::let_go;
 use crate::state::{Next, Queue};
 
 type Changes<T> = Vec<Box<dyn Change<T>>>;
@@ -126,7 +128,16 @@ where
     }
 
     async fn open_with(file: JsonFile, default: Option<fn() -> T>) -> Result<Self, Error> {
-        let (disk, state) = file.exclusive(move |held| Disk::open(held, default)).await?;
+        let format = file.format();
+        let opened = file.look(move |held| match (held.and_then(Disk::open), default) {
+            // The file, or its directory.
+            (Err(fault), Some(default)) if fault.is_not_found() => {
+                let state = default();
+                Ok((Disk::absent(&state, format)?, state))
+            }
+            (opened, _) => opened,
+        });
+        let (disk, state) = opened.await?;
         Ok(Self(Arc::new(Inner {
             file,
             committed: Mutex::new(Arc::new(state)),
@@ -160,10 +171,7 @@ where
         R: Send + 'static,
     {
         let changed = self.try_update(move |state| Ok::<_, Infallible>(change(state))).await;
-        changed.map_err(|error| match error {
-            UpdateError::Closure(never) => match never {},
-            UpdateError::File(error) => error,
-        })
+        changed.map_err(UpdateError::of_the_file)
     }
 
     /// [`update`](Self::update) with a closure that may say no, and then changes nothing.
@@ -194,7 +202,7 @@ where
         let pushed = lock(&self.0.queue).push(Box::new(queued) as Box<dyn Change<T>>);
         match pushed {
             Ok(next) => self.drive(&runtime, next),
-            Err(_back) => return Err(error(ErrorKind::Rejected(refusal(Reason::ShutDown)).into())),
+            Err(_back) => return Err(error(closed())),
         }
         let answer = match Deadline::current() {
             None => caller.await,
@@ -217,11 +225,7 @@ where
             Ok(Answer::No(no)) => Err(UpdateError::Closure(no)),
             Ok(Answer::Panicked(panic)) => resume_unwind(panic),
             Ok(Answer::Failed(error)) => Err(UpdateError::File(error)),
-            // Unreachable while every change is finished: said rather than assumed.
-            Err(_) => {
-                let kind = ErrorKind::Rejected(refusal(Reason::ShutDown));
-                Err(error(Fault { kind, outcome: Outcome::Unknown }))
-            }
+            Err(_) => Err(error(untold())),
         }
     }
 
@@ -242,7 +246,7 @@ where
         match pushed {
             Ok(next) => self.drive(&runtime, next),
             Err(_back) => {
-                return Err(self.0.file.error(ErrorKind::Rejected(refusal(Reason::ShutDown)).into()));
+                return Err(self.0.file.error(closed()));
             }
         }
         self.flushed(receiver).await
@@ -266,77 +270,59 @@ where
     }
 
     async fn flushed(&self, receiver: oneshot::Receiver<Result<(), Error>>) -> Result<(), Error> {
-        let gone = || Fault::from(ErrorKind::Rejected(refusal(Reason::ShutDown)));
         within(receiver)
             .await
             .map_err(|fault| self.0.file.error(fault))?
-            .unwrap_or_else(|_| Err(self.0.file.error(gone())))
+            .unwrap_or_else(|_| Err(self.0.file.error(untold())))
     }
 
-    /// One task drives the commits while there are any.
     fn drive(&self, runtime: &Handle, next: Next) {
         if next == Next::Drive {
-            runtime.spawn(Driver { inner: Arc::clone(&self.0), done: false }.run());
+            Driver::new(Arc::clone(&self.0) as Arc<dyn Drive>).start(runtime);
         }
     }
 }
 
-struct Driver<T> {
-    inner: Arc<Inner<T>>,
-    done: bool,
+fn closed() -> Fault {
+    ErrorKind::Rejected(refusal(Reason::ShutDown).with_name(STORE)).into()
 }
 
-impl<T> Driver<T>
+/// Unreachable while every change is finished: said rather than assumed.
+fn untold() -> Fault {
+    Fault { kind: ErrorKind::Panicked, outcome: Outcome::Unknown }
+}
+
+impl<T> Drive for Inner<T>
 where
     T: Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    async fn run(mut self) {
-        loop {
-            let inner = Arc::clone(&self.inner);
-            let committed = self.inner.file.exclusive(move |held| {
-                inner.commit(held);
-                Ok(())
-            });
-            if let Err(error) = committed.await {
-                // The file could not even be come by.
-                let batch = lock(&self.inner.queue).take();
-                finish(batch, Err(&error));
-            }
-            if !lock(&self.inner.queue).more() {
-                self.done = true;
-                return;
-            }
-        }
+    fn file(&self) -> &JsonFile {
+        &self.file
     }
-}
 
-/// A driver that goes away with its runtime leaves nobody waiting.
-impl<T> Drop for Driver<T> {
-    fn drop(&mut self) {
-        if !self.done {
-            let batch = lock(&self.inner.queue).abandon();
-            if !batch.is_empty() {
-                let fault = ErrorKind::Rejected(refusal(Reason::ShutDown)).into();
-                finish(batch, Err(&self.inner.file.error(fault)));
-            }
-        }
-    }
-}
-
-impl<T: Clone + Serialize + DeserializeOwned> Inner<T> {
     fn commit(&self, held: &Held<'_>) {
         let mut batch = lock(&self.queue).take();
         let mut disk = std::mem::take(&mut *lock(&self.disk));
         let state = Arc::clone(&lock(&self.committed));
-        let Committed { state: now, failed } = disk.commit(held, &state, &mut batch);
+        let Committed { state: now, failed } =
+            disk.commit(held, &state, &mut batch, |fault| self.file.error(fault));
         *lock(&self.disk) = disk;
         let old = now.map(|now| std::mem::replace(&mut *lock(&self.committed), now));
         match failed {
             None => finish(batch, Ok(())),
             Some(fault) => finish(batch, Err(&self.file.error(fault))),
         }
-        // Here, where it holds nobody up, not under the lock, and after all have been told: it may panic.
-        drop((old, state));
+        // Here, where it holds nobody up, not under the lock, and after all have been told.
+        let_go((old, state));
+    }
+
+    fn fail(&self, fault: Fault) {
+        let batch = lock(&self.queue).take();
+        finish(batch, Err(&self.file.error(fault)));
+    }
+
+    fn more(&self) -> bool {
+        lock(&self.queue).more()
     }
 }
 

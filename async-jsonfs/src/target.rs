@@ -113,6 +113,9 @@ impl Hasher for Fnv {
 }
 
 fn split(path: &Path) -> Result<(&Path, &OsStr), Fault> {
+    if path.as_os_str().as_bytes().contains(&0) {
+        return Err(ErrorKind::NotAFile("a path with a zero byte").into());
+    }
     // `file_name` looks past a slash at the end, which only a directory can have.
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if !path.as_os_str().as_bytes().ends_with(b"/") => {

@@ -137,8 +137,8 @@ async fn a_store_waits_with_its_callers_bounded() {
     patient.await.unwrap().unwrap();
     assert_eq!(*store.snapshot(), [2]);
     let _held = hold(&dir);
-    let open = Timeout::from_millis(20).run(Store::<Vec<u8>>::open(&path)).await;
-    assert!(open.unwrap_err().rejection().is_some());
+    // To open is to read.
+    Store::<Vec<u8>>::open(&path).await.unwrap();
 }
 
 #[tokio::test]

@@ -161,8 +161,8 @@ impl Ops for Hooked {
         self.hook("open_at", || self.inner.open_at(dir, name, follow))
     }
 
-    fn open_lock(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
-        self.hook("open_lock", || self.inner.open_lock(dir, name))
+    fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File> {
+        self.hook("open_lock", || self.inner.open_lock(dir, name, make))
     }
 
     fn try_lock(&self, file: &File) -> io::Result<bool> {
