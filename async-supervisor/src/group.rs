@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::BoxError;
 use crate::worker::CatchUnwind;
 
 /// How a task of a group failed.
@@ -44,6 +45,19 @@ pub struct GroupFailure<T, E> {
     pub done: Vec<(usize, T)>,
     /// How many were cancelled.
     pub cancelled: usize,
+}
+
+impl<T, E: Into<BoxError>> GroupFailure<T, E> {
+    /// The first failure as an error of any kind, for `?`: where `E` is a [`BoxError`] or the like, which is no [`Error`](std::error::Error)
+    /// itself, neither is this.
+    #[must_use]
+    pub fn into_error(self) -> BoxError {
+        match self.first {
+            GroupError::Failed(error) => error.into(),
+            GroupError::Panicked(said) => format!("panicked: {said}").into(),
+            GroupError::Cancelled => "cancelled".into(),
+        }
+    }
 }
 
 impl<T, E: fmt::Display> fmt::Display for GroupFailure<T, E> {

@@ -192,6 +192,10 @@ impl Shared {
         self.hub.emit(Event { supervisor: Arc::clone(&self.path), kind });
     }
 
+    pub(crate) fn is_root(&self) -> bool {
+        self.above.strong_count() == 0
+    }
+
     /// Tells those that wait for the end.
     pub(crate) fn is_over(&self, report: &Arc<Report>) {
         self.progress.send_modify(|progress| progress.over = Some(Arc::clone(report)));

@@ -458,6 +458,9 @@ fn main() {
     }
     let folder = std::env::temp_dir().join(format!("bench-otp-{}", std::process::id()));
     let with_otp = otp_ready(&folder);
+    if !with_otp {
+        println!("SKIPPED: OTP, since `erl` and `erlc` are not installed or do not work");
+    }
     let mut grid = Table::new();
     grid.load_style(UTF8_FULL_CONDENSED);
     grid.set_header([

@@ -125,7 +125,8 @@ impl Runner {
         let mut told = pin!(shared.stop.cancelled());
         let mut timer = pin!(sleep_until(Instant::now()));
         let mut armed = None;
-        let mut heard = false;
+        // Nobody stops the root by its token.
+        let mut heard = shared.is_root();
         let mut batch = Vec::new();
         self.shared.core().start(Instant::now());
         let mut due = self.act(&up);

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
-use async_supervisor::{GroupError, TaskGroup};
+use async_supervisor::{BoxError, GroupError, GroupFailure, TaskGroup};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -154,4 +154,24 @@ async fn a_panic_of_a_task_that_is_being_cancelled_is_a_failure() {
     settle().await;
     token.cancel();
     assert_eq!(group.join().await.unwrap_err().first, GroupError::Panicked("in drop".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_can_go_on_as_an_error_of_any_kind() {
+    let failure = async |first: Result<(), BoxError>| {
+        let mut group = TaskGroup::new();
+        group.spawn(async move { first });
+        group.spawn(std::future::pending());
+        group.join().await.map_err(GroupFailure::into_error).unwrap_err()
+    };
+    let error = failure(Err(Box::new(std::io::Error::other("disk full")))).await;
+    assert!(error.downcast_ref::<std::io::Error>().is_some(), "{error}");
+    let mut group = TaskGroup::<(), BoxError>::new();
+    group.spawn(async { if true { std::panic::resume_unwind(Box::new("boom")) } else { Ok(()) } });
+    assert_eq!(group.join().await.unwrap_err().into_error().to_string(), "panicked: boom");
+    let token = CancellationToken::new();
+    let mut group = TaskGroup::<(), BoxError>::under(&token);
+    group.spawn(std::future::pending());
+    token.cancel();
+    assert_eq!(group.join().await.unwrap_err().into_error().to_string(), "cancelled");
 }
