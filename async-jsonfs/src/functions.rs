@@ -58,6 +58,30 @@ where
     JsonFile::new(path.as_ref()).update(change).await
 }
 
+/// [`update`]; of a file that is not there, from the default: [`JsonFile::update_or_default`] with the defaults.
+///
+/// # Errors
+///
+/// As [`JsonFile::update_or_default`].
+///
+/// # Cancel safety
+///
+/// As [`JsonFile::update_or_default`].
+///
+/// # Panics
+///
+/// As [`JsonFile::update_or_default`].
+pub async fn update_or_default<T, R>(
+    path: impl AsRef<Path>,
+    change: impl FnOnce(&mut T) -> R + Send + 'static,
+) -> Result<R, Error>
+where
+    T: DeserializeOwned + Serialize + Default + 'static,
+    R: Send + 'static,
+{
+    JsonFile::new(path.as_ref()).update_or_default(change).await
+}
+
 /// Merges a patch (RFC 7396) into a JSON file: [`JsonFile::merge`] with the defaults.
 ///
 /// # Errors

@@ -36,7 +36,7 @@ pub use error::{Error, ErrorKind, Location, Outcome, UpdateError};
 pub use file::{JsonFile, Saved};
 #[cfg(feature = "patch")]
 pub use functions::patch;
-pub use functions::{load, merge, save, update};
+pub use functions::{load, merge, save, update, update_or_default};
 pub use job::DropElsewhere;
 pub use options::{DEFAULT_MAX_BYTES, DuplicateKeys, Durability, Format, ReadOnly, Symlinks};
 pub use store::Store;

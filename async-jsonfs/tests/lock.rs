@@ -181,3 +181,31 @@ async fn dropped_at_every_await_nothing_is_held_and_the_file_is_the_old_or_the_n
     let names: Vec<_> = fs::read_dir(&dir).unwrap().collect();
     assert_eq!(names.len(), 2, "{names:?}");
 }
+
+#[tokio::test]
+async fn a_lock_file_that_somebody_removes_protects_nobody_and_is_not_relied_on() {
+    let _alone = ALONE.lock().await;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    save(&path, 1).await.unwrap();
+    let first = hold(&dir);
+    let change = tokio::spawn(update(path.clone(), |n: &mut u8| *n += 1));
+    while threads_waiting() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // A cleaner, and then a writer that makes it anew.
+    fs::remove_file(dir.path().join(".a.json.lock")).unwrap();
+    let second = hold(&dir);
+    drop(first);
+    // What the change waited for is not the lock any more: it waits for the new one.
+    while threads_waiting() > 0 {
+        tokio::task::yield_now().await;
+    }
+    while threads_waiting() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
+    drop(second);
+    change.await.unwrap().unwrap();
+    assert_eq!(load::<u8>(&path).await.unwrap(), 2);
+}

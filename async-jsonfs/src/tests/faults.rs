@@ -172,3 +172,20 @@ async fn a_failed_sync_is_not_tried_again_on_the_same_file() {
     store.flush().await.unwrap();
     assert!(!ops.calls().contains(&"create"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_edit_in_the_same_tick_of_the_clock_is_seen() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let file = JsonFile::new(&path).with_ops(Hooked::frozen() as _);
+    let store = Store::<Map>::open_or_default(file).await.unwrap();
+    store.update(set("a", 1)).await.unwrap();
+    // In place, of one length, at the same time: the file looks as it did.
+    let edited = fs::read_to_string(&path).unwrap().replace('1', "7");
+    fs::write(&path, edited).unwrap();
+    store.update(set("b", 2)).await.unwrap();
+    assert_eq!(*store.snapshot(), Map::from([("a".to_owned(), 7), ("b".to_owned(), 2)]));
+    // And one that was not edited is not parsed again.
+    store.update(set("c", 3)).await.unwrap();
+    assert_eq!(store.snapshot().len(), 3);
+}

@@ -212,3 +212,57 @@ async fn a_call_that_is_not_polled_again_holds_nobody_up() {
     save(&path, 2).await.unwrap();
     assert_eq!(load::<u8>(&path).await.unwrap(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_not_there_is_made_of_the_default_if_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    assert!(update(&path, |_: &mut Map| ()).await.unwrap_err().is_not_found());
+    for n in 1..=3 {
+        let got = async_jsonfs::update_or_default(&path, |m: &mut Map| {
+            let count = m.entry("n".to_owned()).or_default();
+            *count += 1;
+            *count
+        });
+        assert_eq!(got.await.unwrap(), n);
+    }
+    fs::write(&path, "[]").unwrap();
+    assert!(async_jsonfs::update_or_default(&path, |_: &mut Map| ()).await.is_err());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "[]");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_fails_leaves_no_lock_file_that_was_not_there() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let left = || fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    update(&path, |_: &mut Map| ()).await.unwrap_err();
+    async_jsonfs::merge(&path, 1).await.unwrap_err();
+    save(&path, std::collections::HashMap::from([(vec![1], 1)])).await.unwrap_err();
+    assert!(left().is_empty(), "{:?}", left());
+    fs::write(&path, "{").unwrap();
+    update(&path, |_: &mut Map| ()).await.unwrap_err();
+    assert_eq!(left(), ["a.json"]);
+    save(&path, 1).await.unwrap();
+    update(&path, |_: &mut Map| ()).await.unwrap_err();
+    assert_eq!(left().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn compare_and_swap_of_a_link_that_is_to_be_replaced() {
+    let dir = TempDir::new().unwrap();
+    let (path, link) = (dir.path().join("a.json"), dir.path().join("link"));
+    symlink(&path, &link).unwrap();
+    let file = JsonFile::new(&link).with_symlinks(Symlinks::Replace);
+    // It leads nowhere yet.
+    let version = file.save_if(async_jsonfs::Version::ABSENT, 1).await.unwrap();
+    assert!(!fs::symlink_metadata(&link).unwrap().is_symlink() && !path.exists());
+    file.save_if(version, 2).await.unwrap();
+    fs::remove_file(&link).unwrap();
+    fs::write(&path, "7").unwrap();
+    symlink(&path, &link).unwrap();
+    let (seven, version) = file.load_versioned::<u8>().await.unwrap();
+    file.save_if(version, seven + 1).await.unwrap();
+    assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!((load::<u8>(&link).await.unwrap(), load::<u8>(&path).await.unwrap()), (8, 7));
+}

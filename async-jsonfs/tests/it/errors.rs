@@ -141,3 +141,48 @@ async fn a_value_that_is_no_json_touches_nothing() {
     assert!(matches!(error.kind(), ErrorKind::Serialize(_)), "{error}");
     assert!(!path.exists());
 }
+
+#[tokio::test(start_paused = true)]
+async fn they_are_not_as_long_as_the_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.json");
+    let long = "é".repeat(1 << 19);
+    let cases = [
+        format!("{{\"{long}\": x}}"),
+        format!("\"{long}\""),
+        format!("{{\"{long}\": 1, \"{long}\": 2}}"),
+        "[".repeat(1 << 20),
+    ];
+    for content in cases {
+        fs::write(&path, content).unwrap();
+        let file = JsonFile::new(&path).with_duplicate_keys(async_jsonfs::DuplicateKeys::Refuse);
+        for error in [
+            file.load::<u64>().await.unwrap_err(),
+            file.merge(long.clone()).await.err().unwrap_or(file.load::<u64>().await.unwrap_err()),
+        ] {
+            assert!(error.to_string().len() < 1500, "{} bytes", error.to_string().len());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_type_can_hold_is_a_mismatch_and_half_a_character_is_shown_as_spelled() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("c.json");
+    fs::write(&path, "1e999").unwrap();
+    assert!(matches!(load::<f64>(&path).await.unwrap_err().kind(), ErrorKind::Mismatch(_)));
+    fs::write(&path, r#"{"\ud800": 1}"#).unwrap();
+    let error = load::<serde_json::Value>(&path).await.unwrap_err();
+    assert_eq!(error.location().unwrap().pointer, r"/\ud800", "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_cannot_be_is_said_to_be() {
+    let error = save("/tmp/a\0b", 1).await.unwrap_err();
+    assert!(error.to_string().ends_with("is a path with a zero byte, not a regular file"), "{error}");
+    let dir = TempDir::new().unwrap();
+    let round = dir.path().join("round");
+    std::os::unix::fs::symlink(&round, &round).unwrap();
+    let error = load::<u8>(&round).await.unwrap_err();
+    assert!(error.io_error().is_some(), "links are followed: {error}");
+}

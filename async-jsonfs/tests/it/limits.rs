@@ -117,3 +117,36 @@ async fn compare_and_swap_counts_right() {
     }
     assert_eq!(file.load::<u32>().await.unwrap(), 80);
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_deeper_than_it_can_be_read() {
+    let (_dir, file) = file("{}");
+    let nested = |depth: usize| (1..depth).fold(json!([]), |inner, _| json!([inner]));
+    file.save(nested(127)).await.unwrap();
+    file.load::<Value>().await.unwrap();
+    let (_, version) = file.load_versioned::<Value>().await.unwrap();
+    for error in [
+        file.save(nested(128)).await.unwrap_err(),
+        file.save_if(version, nested(200)).await.unwrap_err(),
+        file.merge(json!({"a": nested(127)})).await.unwrap_err(),
+    ] {
+        assert!(matches!(error.kind(), ErrorKind::TooDeep(_)), "{error}");
+    }
+    file.load::<Value>().await.unwrap();
+    file.merge(json!({"a": nested(126)})).await.unwrap();
+    file.load::<Value>().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_does_not_lead_beyond_the_limits() {
+    let (_dir, file) = file("{\"a\":1}");
+    let file = file.with_max_entries(n(2)).with_max_bytes(40);
+    let error = file.merge(json!({"b": 1, "c": 2})).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TooManyEntries(_)), "{error}");
+    let error = file.merge(json!({"b": "x".repeat(40)})).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TooLarge { .. }), "{error}");
+    fs::remove_file(file.path()).unwrap();
+    let error = file.save_if(Version::ABSENT, "x".repeat(100)).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TooLarge { .. }), "{error}");
+    assert!(!file.path().exists());
+}

@@ -147,103 +147,6 @@ async fn merging_what_is_there_already_writes_nothing() {
     assert!(matches!(merge(&path, json!({"a": 2})).await.unwrap_err().kind(), ErrorKind::Syntax(_)));
 }
 
-#[cfg(feature = "patch")]
-#[tokio::test(start_paused = true)]
-async fn rfc_6902_appendix_a() {
-    use async_jsonfs::patch;
-
-    // (document, patch, result); no result: refused, and the file untouched.
-    let cases = [
-        (
-            json!({"foo":"bar"}),
-            json!([{"op":"add","path":"/baz","value":"qux"}]),
-            Some(json!({"baz":"qux","foo":"bar"})),
-        ),
-        (
-            json!({"foo":["bar","baz"]}),
-            json!([{"op":"add","path":"/foo/1","value":"qux"}]),
-            Some(json!({"foo":["bar","qux","baz"]})),
-        ),
-        (
-            json!({"baz":"qux","foo":"bar"}),
-            json!([{"op":"remove","path":"/baz"}]),
-            Some(json!({"foo":"bar"})),
-        ),
-        (
-            json!({"foo":["bar","qux","baz"]}),
-            json!([{"op":"remove","path":"/foo/1"}]),
-            Some(json!({"foo":["bar","baz"]})),
-        ),
-        (
-            json!({"baz":"qux","foo":"bar"}),
-            json!([{"op":"replace","path":"/baz","value":"boo"}]),
-            Some(json!({"baz":"boo","foo":"bar"})),
-        ),
-        (
-            json!({"foo":{"bar":"baz","waldo":"fred"},"qux":{"corge":"grault"}}),
-            json!([{"op":"move","from":"/foo/waldo","path":"/qux/thud"}]),
-            Some(json!({"foo":{"bar":"baz"},"qux":{"corge":"grault","thud":"fred"}})),
-        ),
-        (
-            json!({"foo":["all","grass","cows","eat"]}),
-            json!([{"op":"move","from":"/foo/1","path":"/foo/3"}]),
-            Some(json!({"foo":["all","cows","eat","grass"]})),
-        ),
-        (
-            json!({"baz":"qux","foo":["a",2,"c"]}),
-            json!([{"op":"test","path":"/baz","value":"qux"},{"op":"test","path":"/foo/1","value":2}]),
-            Some(json!({"baz":"qux","foo":["a",2,"c"]})),
-        ),
-        (json!({"baz":"qux"}), json!([{"op":"test","path":"/baz","value":"bar"}]), None),
-        (
-            json!({"foo":"bar"}),
-            json!([{"op":"add","path":"/child","value":{"grandchild":{}}}]),
-            Some(json!({"foo":"bar","child":{"grandchild":{}}})),
-        ),
-        (json!({"foo":"bar"}), json!([{"op":"add","path":"/baz/bat","value":"qux"}]), None),
-        (
-            json!({"/":9,"~1":10}),
-            json!([{"op":"test","path":"/~01","value":10}]),
-            Some(json!({"/":9,"~1":10})),
-        ),
-        (json!({"/":9,"~1":10}), json!([{"op":"test","path":"/~01","value":"10"}]), None),
-        (
-            json!({"foo":["bar"]}),
-            json!([{"op":"add","path":"/foo/-","value":["abc","def"]}]),
-            Some(json!({"foo":["bar",["abc","def"]]})),
-        ),
-        // All or nothing.
-        (json!({"a":1}), json!([{"op":"replace","path":"/a","value":2},{"op":"remove","path":"/b"}]), None),
-    ];
-    for (document, operations, expected) in cases {
-        let dir = TempDir::new().unwrap();
-        let path = dir.path().join("a.json");
-        fs::write(&path, document.to_string()).unwrap();
-        let done = patch(&path, serde_json::from_value(operations.clone()).unwrap()).await;
-        let now: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        match expected {
-            Some(expected) => {
-                done.unwrap();
-                assert_eq!(now, expected, "{document} + {operations}");
-            }
-            None => {
-                assert!(matches!(done.unwrap_err().kind(), ErrorKind::Patch(_)));
-                assert_eq!(now, document);
-            }
-        }
-    }
-    // Outside of what changes, text stays text.
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("a.json");
-    fs::write(&path, "{\"n\": 1.0e0, \"m\": 12345678901234567890123, \"a\": 1}").unwrap();
-    let operations = json!([{"op": "replace", "path": "/a", "value": 2}]);
-    patch(&path, serde_json::from_value(operations).unwrap()).await.unwrap();
-    assert_eq!(
-        fs::read_to_string(&path).unwrap(),
-        "{\"n\": 1.0e0, \"m\": 12345678901234567890123, \"a\": 2}"
-    );
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_read_back_is_not_written() {
     let dir = TempDir::new().unwrap();
@@ -285,4 +188,101 @@ async fn a_key_that_prints_twice_counts_once() {
     let change = |flat: &mut Flat| drop(flat.rest.insert("a".to_owned(), json!(4)));
     update(&path, change).await.unwrap();
     async_jsonfs::load::<Flat>(&path).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_kept_must_not_make_it_another_variant() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Limit {
+        Burst { rate: u8, burst: u8 },
+        Plain { rate: u16 },
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, r#"{"rate": 1000, "burst": 2}"#).unwrap();
+    let error = update(&path, |limit: &mut Limit| *limit = Limit::Plain { rate: 5 }).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unmergeable(_)), "{error}");
+    assert_eq!(async_jsonfs::load::<Limit>(&path).await.unwrap(), Limit::Plain { rate: 1000 });
+    // Nothing is kept beside it.
+    JsonFile::new(&path)
+        .with_rewrite()
+        .update(|limit: &mut Limit| *limit = Limit::Plain { rate: 5 })
+        .await
+        .unwrap();
+    assert_eq!(async_jsonfs::load::<Limit>(&path).await.unwrap(), Limit::Plain { rate: 5 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn sets_fractions_and_defaults_that_differ_each_time_are_no_obstacle() {
+    use std::collections::{HashMap, HashSet};
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    fn next() -> u32 {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        NEXT.fetch_add(1, Relaxed)
+    }
+    #[derive(Serialize, Deserialize)]
+    struct Odd {
+        #[serde(default = "next")]
+        id: u32,
+        ratio: f64,
+        small: f32,
+        set: HashSet<String>,
+        map: HashMap<String, u32>,
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, r#"{ "ratio": 0.1, "small": 0.1, "set": ["a"], "map": {"b": 1}, "unknown": 1 }"#)
+        .unwrap();
+    for n in 0..50_u32 {
+        update(&path, move |odd: &mut Odd| {
+            odd.ratio += 0.2 / f64::from(n + 1);
+            odd.small *= 1.1;
+            odd.set.insert(n.to_string());
+            odd.map.insert(n.to_string(), n);
+        })
+        .await
+        .unwrap();
+    }
+    let odd: Odd = async_jsonfs::load(&path).await.unwrap();
+    assert_eq!((odd.set.len(), odd.map.len()), (51, 51));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_patch_with_a_number_that_is_none_is_refused_and_removes_nothing() {
+    #[derive(Serialize)]
+    struct Patch {
+        gone: Option<u8>,
+        deep: Vec<Option<(f32, &'static str)>>,
+        ratio: f64,
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, r#"{"gone": 1, "ratio": 1.5}"#).unwrap();
+    for (deep, ratio) in [(1.0, f64::NAN), (f32::INFINITY, 1.0)] {
+        let patch = Patch { gone: None, deep: vec![None, Some((deep, "a"))], ratio };
+        let error = merge(&path, patch).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Serialize(_)), "{error}");
+        assert!(error.to_string().ends_with("is no number in JSON"), "{error}");
+    }
+    merge(&path, Patch { gone: None, deep: vec![None], ratio: 2.5 }).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), r#"{"ratio": 2.5, "deep": [null]}"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_merge_makes_the_file_if_asked_to() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let patch = || json!({"a": {"b": null, "c": [1, null]}, "d": null});
+    assert!(merge(&path, patch()).await.unwrap_err().is_not_found());
+    for (file, expected) in [
+        (JsonFile::new(&path), "{\n  \"a\": {\n    \"c\": [\n      1,\n      null\n    ]\n  }\n}\n"),
+        (JsonFile::new(&path).with_format(async_jsonfs::Format::Compact), r#"{"a":{"c":[1,null]}}"#),
+    ] {
+        assert_eq!(file.merge_or_default(patch()).await.unwrap(), Saved::Written);
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        assert_eq!(file.merge_or_default(json!({"a": {"x": null}})).await.unwrap(), Saved::Unchanged);
+        fs::remove_file(&path).unwrap();
+    }
 }

@@ -4,7 +4,11 @@ mod basics;
 mod errors;
 mod limits;
 mod lossless;
+#[cfg(feature = "patch")]
+mod patch;
 mod processes;
 mod seeds;
 mod store;
+mod store_alone;
+mod store_runtimes;
 mod system;
