@@ -11,19 +11,19 @@ use crate::common::{Log, Order, secs, settle};
 
 /// A specification, and what has become of it.
 #[derive(Clone, Debug)]
-struct Node {
-    name: String,
-    restart: Restart,
-    below: Option<Tree>,
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) restart: Restart,
+    pub(crate) below: Option<Tree>,
     up: bool,
     restarts: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Tree {
-    strategy: Strategy,
-    limit: u32,
-    spec: Vec<Node>,
+pub(crate) struct Tree {
+    pub(crate) strategy: Strategy,
+    pub(crate) limit: u32,
+    pub(crate) spec: Vec<Node>,
     children: Vec<Node>,
     counted: u32,
 }
@@ -157,7 +157,7 @@ fn states(snapshot: &Snapshot) -> String {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Verb {
+pub(crate) enum Verb {
     Stop,
     Start,
     Restart,
@@ -166,14 +166,14 @@ enum Verb {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Exit(usize, Order),
     Command(Verb, usize),
 }
 
 /// The shape of a tree: restart kinds at the leaves.
 #[derive(Clone, Debug)]
-enum Shape {
+pub(crate) enum Shape {
     Leaf(Restart),
     Sub(Restart, Strategy, u32, Vec<Shape>),
 }
@@ -186,7 +186,7 @@ fn ordered() -> impl proptest::strategy::Strategy<Value = Strategy> {
     prop_oneof![Just(Strategy::OneForOne), Just(Strategy::OneForAll), Just(Strategy::RestForOne)]
 }
 
-fn shape() -> impl proptest::strategy::Strategy<Value = Shape> {
+pub(crate) fn shape() -> impl proptest::strategy::Strategy<Value = Shape> {
     let leaf = || restart().prop_map(Shape::Leaf);
     // The trees in a pool would stop side by side, which has no order to compare.
     let pool = (restart(), 0..4_u32, prop::collection::vec(leaf(), 1..4))
@@ -199,7 +199,7 @@ fn shape() -> impl proptest::strategy::Strategy<Value = Shape> {
         .prop_map(|(strategy, limit, shapes)| Shape::Sub(Restart::Permanent, strategy, limit, shapes))
 }
 
-fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+pub(crate) fn step() -> impl proptest::strategy::Strategy<Value = Step> {
     let order = prop_oneof![Just(Order::Fail), Just(Order::Panic), Just(Order::End)];
     let verb = prop_oneof![
         Just(Verb::Stop),
@@ -214,7 +214,7 @@ fn step() -> impl proptest::strategy::Strategy<Value = Step> {
     ]
 }
 
-fn node(shape: &Shape, name: String) -> Node {
+pub(crate) fn node(shape: &Shape, name: String) -> Node {
     let (restart, below) = match shape {
         Shape::Leaf(restart) => (*restart, None),
         Shape::Sub(restart, strategy, limit, shapes) => {
@@ -227,7 +227,7 @@ fn node(shape: &Shape, name: String) -> Node {
     Node { name, restart, below, up: false, restarts: 0 }
 }
 
-fn supervisor(tree: &Tree, name: &str, log: &Log) -> Supervisor {
+pub(crate) fn supervisor(tree: &Tree, name: &str, log: &Log) -> Supervisor {
     let children = tree.spec.iter().map(|node| match &node.below {
         None => log.child(&node.name).with_restart(node.restart),
         Some(below) => {
@@ -242,7 +242,7 @@ fn supervisor(tree: &Tree, name: &str, log: &Log) -> Supervisor {
 }
 
 /// All names of a tree, each with the path of its supervisor.
-fn names(tree: &Tree, path: &[String], all: &mut Vec<(Vec<String>, String, bool)>) {
+pub(crate) fn names(tree: &Tree, path: &[String], all: &mut Vec<(Vec<String>, String, bool)>) {
     for node in &tree.spec {
         all.push((path.to_vec(), node.name.clone(), node.below.is_none()));
         if let Some(below) = &node.below {
@@ -251,7 +251,7 @@ fn names(tree: &Tree, path: &[String], all: &mut Vec<(Vec<String>, String, bool)
     }
 }
 
-async fn command(handle: &Handle, verb: Verb, name: &str) -> Result<(), CommandError> {
+pub(crate) async fn command(handle: &Handle, verb: Verb, name: &str) -> Result<(), CommandError> {
     match verb {
         Verb::Stop => handle.stop_child(name).await,
         Verb::Start => handle.start_child(name).await,

@@ -1,0 +1,76 @@
+//! OTP's significant children and automatic shutdown.
+
+use async_supervisor::{AutoShutdown, Cause, Child, Restart, Supervisor, SupervisorState};
+
+use crate::common::{Log, Order, tolerant, up};
+
+fn significant(log: &Log, name: &str, restart: Restart) -> Child {
+    log.child(name).with_restart(restart).with_significant()
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_significant_child_that_ends_stops_the_supervisor() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::one_for_one()).with_auto_shutdown(AutoShutdown::AnySignificant).with_children([
+            log.child("a"),
+            significant(&log, "b", Restart::Transient),
+            significant(&log, "c", Restart::Temporary),
+        ]);
+    let s = up(s).await;
+    // An abnormal end of a transient one is no end for good.
+    log.tell("b", Order::Fail).await;
+    assert_eq!(log.take(), "+a +b +c +b");
+    log.tell("b", Order::End).await;
+    assert_eq!(log.take(), "-c -a");
+    let report = s.wait().await;
+    assert!(report.is_clean());
+    assert!(matches!(report.cause, Cause::AutoShutdown { child } if &*child == "b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_temporary_significant_child_may_end_as_it_likes() {
+    for order in [Order::End, Order::Fail] {
+        let log = Log::new();
+        let s = tolerant(Supervisor::one_for_one())
+            .with_auto_shutdown(AutoShutdown::AnySignificant)
+            .with_children([log.child("a"), significant(&log, "b", Restart::Temporary)]);
+        let s = up(s).await;
+        log.tell("b", order).await;
+        assert!(matches!(s.wait().await.cause, Cause::AutoShutdown { .. }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_significant_children_must_have_ended() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::one_for_one()).with_auto_shutdown(AutoShutdown::AllSignificant).with_children([
+            log.child("a"),
+            significant(&log, "b", Restart::Transient),
+            significant(&log, "c", Restart::Temporary),
+        ]);
+    let s = up(s).await;
+    log.tell("c", Order::End).await;
+    assert_eq!(log.take(), "+a +b +c");
+    log.tell("b", Order::End).await;
+    assert_eq!(log.take(), "-a");
+    assert!(matches!(s.wait().await.cause, Cause::AutoShutdown { child } if &*child == "b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_significant_child_stopped_by_hand_or_with_its_group_stops_nothing() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::one_for_all()).with_auto_shutdown(AutoShutdown::AnySignificant).with_children([
+            log.child("a"),
+            significant(&log, "b", Restart::Temporary),
+            significant(&log, "c", Restart::Transient),
+        ]);
+    let s = up(s).await;
+    log.take();
+    s.stop_child("c").await.unwrap();
+    log.tell("a", Order::Fail).await;
+    assert_eq!(log.take(), "-c -b +a +c");
+    assert_eq!(s.snapshot().state, SupervisorState::Running);
+}
