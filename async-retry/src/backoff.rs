@@ -93,7 +93,8 @@ pub(crate) struct Shape {
 
 /// How long to wait between attempts.
 ///
-/// The cap bounds every delay, whatever it comes from: the curve, a closure, a server's hint.
+/// The cap bounds every delay, whatever it comes from: the curve, a closure, a server's hint. (A refusal that says how long is waited for if
+/// that is within the cap; the jitter that spreads those who were refused together comes on top.)
 ///
 /// ```
 /// use async_retry::{Backoff, Jitter};
@@ -160,7 +161,8 @@ impl Backoff {
         Self { shape, custom: None }
     }
 
-    /// No delay at all. The task still yields now and then, so that an outer time-out can fire.
+    /// No delay at all. One attempt in sixteen spends a unit of tokio's cooperative budget, so that a task which only fails still yields and an
+    /// outer time-out can fire (not inside [`unconstrained`](tokio::task::unconstrained)).
     #[must_use]
     pub const fn none() -> Self {
         Self::constant(Duration::ZERO)
@@ -278,7 +280,9 @@ impl Shape {
 
     fn check(&self) -> Result<(), ConfigError> {
         if self.cap < self.base {
-            let expected = format!("at least the base, {:?}", self.base);
+            let default =
+                if self.cap.get() == DEFAULT_CAP { ": the default is too short for it" } else { "" };
+            let expected = format!("at least the base, {:?}{default}", self.base);
             return Err(ConfigError::new("backoff.cap", format!("{:?}", self.cap), expected));
         }
         if self.cap.get() > MAX_CAP {

@@ -171,7 +171,8 @@ impl Budget {
         Self::token_bucket(AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST)
     }
 
-    /// A bucket of `capacity` tokens, full at first; none allows no extra attempt at all.
+    /// A bucket of `capacity` tokens, full at first. One smaller than `cost` allows no extra attempt at all, and one smaller than
+    /// `timeout_cost` none after a time-out.
     #[must_use]
     pub fn token_bucket(capacity: u32, cost: NonZeroU32, timeout_cost: NonZeroU32) -> Self {
         Self::new(Kind::TokenBucket { capacity, cost, timeout_cost })

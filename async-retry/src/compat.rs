@@ -167,6 +167,11 @@ where
             return Err(error);
         }
         notify(error, delay);
-        tokio::time::sleep(delay).await;
+        if delay.is_zero() {
+            // A sleep of zero would still cost a timer tick.
+            tokio::task::coop::consume_budget().await;
+        } else {
+            tokio::time::sleep(delay).await;
+        }
     }
 }

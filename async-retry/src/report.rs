@@ -108,6 +108,8 @@ impl<T, E> AttemptReport<T, E> {
 }
 
 /// What happened in one call: see [`Retry::call_with_report`](crate::Retry::call_with_report).
+///
+/// It keeps the result of every attempt: as many as the limits of the retry allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report<T, E> {
     attempts: Vec<AttemptReport<T, E>>,

@@ -30,8 +30,10 @@ pub const DEFAULT_MAX_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
 ///
 /// Cheap to clone. Nothing is shared between calls but the budget.
 ///
-/// Compose with other policies as a tuple, `(retry, breaker).call(op)`. In `retry.call(|| breaker.call(op))` the breaker's refusal is
-/// wrapped as the operation's own error: it would be retried as a failure, and its `retry_after` not be seen.
+/// Compose with other policies as a tuple, `(retry, breaker).call(op)`, or with [`execute`](async_policy::Policy::execute) where the closure
+/// calls them itself: `retry.execute(|| breaker.call(op))`. In `retry.call(|| breaker.call(op))` the breaker's refusal would be wrapped as
+/// the operation's own error: retried as a failure, paid for from the budget, its `retry_after` not seen. (A `Failure<Failure<E>>` in a
+/// signature is the sign of it.)
 ///
 /// # Panics
 ///

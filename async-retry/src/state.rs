@@ -203,11 +203,8 @@ impl Limits {
         }
         let Progress { cursor, attempts, .. } = progress;
         let delay = match wait {
-            // Everybody was told the same moment: a jittered backoff spreads them behind it.
-            Some(wait) => {
-                let spread = self.backoff.spread_behind(cursor, *attempts, || world.unit());
-                wait.saturating_add(spread).min(cap)
-            }
+            // Everybody was told the same moment: a jittered backoff spreads them behind it, also where that moment is the cap.
+            Some(wait) => wait + self.backoff.spread_behind(cursor, *attempts, || world.unit()),
             None => match self.backoff.next(more.custom.as_deref(), cursor, *attempts, || world.unit()) {
                 Some(delay) => delay,
                 None => return Next::Stop(StopReason::Backoff),

@@ -191,6 +191,13 @@ fn those_who_were_told_one_moment_are_spread_behind_it() {
     let world = Still { unit: Cell::new(1), ..Still::default() };
     let next = case.next(&mut Progress::default(), &Outcome::Refused(&refused), &world);
     assert_eq!(next, Next::After(Duration::from_secs_f64(3.618_034)));
+    // At the cap too: nobody comes too early, and not all at once.
+    let refused = refused.with_retry_after(secs(20));
+    let next = case.next(&mut Progress::default(), &Outcome::Refused(&refused), &world);
+    assert_eq!(next, Next::After(Duration::from_secs_f64(20.236_068)));
+    let refused = refused.with_retry_after(secs(21));
+    let next = case.next(&mut Progress::default(), &Outcome::Refused(&refused), &world);
+    assert_eq!(next, Next::Stop(StopReason::Refused));
 }
 
 #[test]
@@ -314,7 +321,9 @@ proptest! {
             prop_assert_eq!(budget.available(), f64::from(model));
             match next {
                 Next::After(delay) => {
-                    prop_assert!(delay <= cap, "{delay:?} of {cap:?}");
+                    // Behind a refusal's moment, itself within the cap, there is the spread of one delay.
+                    let most = if let Outcome::Refused(_) = outcome { cap * 2 } else { cap };
+                    prop_assert!(delay <= most, "{delay:?} of {cap:?}");
                     world.elapsed += delay;
                     prop_assert!(made < max);
                 }

@@ -136,6 +136,10 @@ fn what_makes_no_sense_is_refused_with_the_field_and_the_value() {
     let base = || Backoff::exponential(Duration::from_secs(1));
     for (backoff, message) in [
         (
+            Backoff::exponential(Duration::from_secs(30)),
+            "invalid `backoff.cap`: 20s; expected at least the base, 30s: the default is too short for it",
+        ),
+        (
             base().with_cap(Duration::from_millis(50)),
             "invalid `backoff.cap`: 50ms; expected at least the base, 1s",
         ),
@@ -252,4 +256,18 @@ async fn the_time_in_all_ends_it_under_a_clock_that_stands_still() {
     let (operation, count) = flaky(u32::MAX - 1);
     assert!(retry.call(&operation).await.is_err());
     assert!(count.load(Relaxed) <= 152, "{count:?}");
+}
+
+/// The closure calls a policy itself: its error already is a `Failure`, and `execute` reads it as it is.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_a_policy_that_is_called_inside_is_seen_by_execute() {
+    let refusal = || {
+        let refusal = Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen);
+        Failure::<()>::Rejected(refusal.with_retry_after(Duration::from_secs(3)))
+    };
+    let budget = async_retry::Budget::aws_standard();
+    let started = Instant::now();
+    let retry = every(1).with_max_attempts(attempts(2)).with_budget(budget.clone());
+    assert_eq!(retry.execute(async || Err::<(), _>(refusal())).await, Err(refusal()));
+    assert_eq!((started.elapsed().as_secs(), budget.available()), (3, 500.0));
 }
