@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use async_policy::{Failure, Operation, Policy, Verdict};
@@ -15,16 +16,20 @@ use async_retry::{Backoff, Retry};
 use axum::Router;
 use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, Response};
 use tower::ServiceBuilder;
 
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
 const CLIENT: HeaderName = HeaderName::from_static("x-client");
 const CLIENTS: u32 = 4;
 const REQUESTS: u32 = 12;
+const STRANGERS: u32 = 40;
 
 /// Each client: 5 requests per second, 3 at once. All together: 8 at a time.
-async fn serve() -> Result<SocketAddr, Box<dyn Error + Send + Sync>> {
+async fn serve() -> Result<SocketAddr> {
     let per_client =
         KeyedRateLimit::builder(Quota::per_second(5).with_burst(3)).with_name("client").build()?;
     let bulkhead = ConcurrencyLimit::builder(8).with_name("quotes").build()?;
@@ -44,14 +49,18 @@ async fn serve() -> Result<SocketAddr, Box<dyn Error + Send + Sync>> {
     Ok(address)
 }
 
+/// How long the server says to stay away.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
 /// What the server's answer means: 429 and 503 ask for less, and may say for how long.
-fn verdict(answer: Result<&Response, &reqwest::Error>) -> Verdict {
+fn verdict(answer: std::result::Result<&Response, &reqwest::Error>) -> Verdict {
     match answer {
         Ok(response) => match response.status() {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                let seconds =
-                    response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-                Verdict::Throttled { retry_after: seconds.map(Duration::from_secs) }
+                Verdict::Throttled { retry_after: retry_after(response) }
             }
             status if status.is_server_error() => Verdict::Transient,
             status if status.is_client_error() => Verdict::Permanent,
@@ -61,66 +70,119 @@ fn verdict(answer: Result<&Response, &reqwest::Error>) -> Verdict {
     }
 }
 
+/// What became of somebody's requests.
+#[derive(Debug, Default)]
+struct Tally {
+    requests: u32,
+    answers: u32,
+    told_to_wait: u32,
+    /// Refused again after it had waited as long as it was told.
+    told_again: u32,
+    full: u32,
+    other: u32,
+    /// The shortest and the longest `Retry-After`.
+    waits: Option<(Duration, Duration)>,
+    refused_last: bool,
+}
+
+impl Tally {
+    fn note(&mut self, response: &Response) {
+        self.requests += 1;
+        let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
+        match response.status() {
+            StatusCode::OK => self.answers += 1,
+            StatusCode::TOO_MANY_REQUESTS => {
+                self.told_to_wait += 1;
+                self.told_again += u32::from(self.refused_last);
+                let wait = retry_after(response).unwrap_or_default();
+                let (shortest, longest) = self.waits.unwrap_or((wait, wait));
+                self.waits = Some((shortest.min(wait), longest.max(wait)));
+            }
+            StatusCode::SERVICE_UNAVAILABLE => self.full += 1,
+            _ => self.other += 1,
+        }
+        self.refused_last = refused;
+    }
+
+    fn row(&self, who: &str, took: Duration) -> [String; 9] {
+        let waits = match self.waits {
+            None => "-".to_owned(),
+            Some((shortest, longest)) if shortest == longest => format!("{} s", longest.as_secs()),
+            Some((shortest, longest)) => format!("{} to {} s", shortest.as_secs(), longest.as_secs()),
+        };
+        let counts = [self.requests, self.answers, self.told_to_wait, self.told_again, self.full, self.other];
+        let [requests, answers, told, again, full, other] = counts.map(|n| n.to_string());
+        [
+            who.to_owned(),
+            requests,
+            answers,
+            told,
+            waits,
+            again,
+            full,
+            other,
+            format!("{:.1} s", took.as_secs_f64()),
+        ]
+    }
+}
+
+const COLUMNS: [&str; 9] =
+    ["who", "requests", "answers", "429", "Retry-After", "429 again", "503", "other", "took"];
+
 /// Asks until it is answered, waiting as long as the server says.
-async fn polite_client(
-    url: String,
-    name: String,
-) -> Result<(String, u32, Duration), Box<dyn Error + Send + Sync>> {
+async fn polite_client(url: String, name: String) -> Result<[String; 9]> {
     let http = Client::new();
-    let refusals = std::sync::atomic::AtomicU32::new(0);
+    let tally = Mutex::new(Tally::default());
     let retry =
         Retry::new(Backoff::exponential(Duration::from_millis(100)).with_cap(Duration::from_secs(5)))?;
     let started = Instant::now();
-    for n in 1..=REQUESTS {
+    for _ in 0..REQUESTS {
         let ask = || async {
             let response = http.get(&url).header(CLIENT, &name).send().await?;
-            let fields = |field: &str| {
-                response.headers().get(field).and_then(|value| value.to_str().ok()).unwrap_or("-").to_owned()
-            };
-            let (status, left, wait) =
-                (response.status().as_u16(), fields("ratelimit"), fields("retry-after"));
-            println!("{name} {n:2}: {status}  ratelimit {left:24} retry-after {wait}");
-            refusals.fetch_add(u32::from(status == 429), std::sync::atomic::Ordering::Relaxed);
+            tally.lock().expect("nobody panics").note(&response);
             Ok::<_, reqwest::Error>(response)
         };
-        let response = retry.call(ask.classify_with(verdict)).await?;
-        if response.status() != StatusCode::OK {
-            return Err(format!("{name} gave up with {}", response.status()).into());
-        }
+        retry.call(ask.classify_with(verdict)).await?;
     }
-    Ok((name, refusals.into_inner(), started.elapsed()))
+    let row = tally.lock().expect("nobody panics").row(&name, started.elapsed());
+    Ok(row)
+}
+
+/// Strangers who all come at once: each within its own limit, but too many for the bulkhead.
+async fn strangers(url: &str) -> Result<[String; 9]> {
+    let http = Client::new();
+    let started = Instant::now();
+    let crowd: Vec<_> = (0..STRANGERS)
+        .map(|n| tokio::spawn(http.get(url).header(CLIENT, format!("stranger-{n}")).send()))
+        .collect();
+    let mut tally = Tally::default();
+    for stranger in crowd {
+        tally.note(&stranger.await??);
+    }
+    Ok(tally.row("strangers", started.elapsed()))
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn main() -> Result<()> {
     // The HTTP client wants a TLS library, even if it is not used.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let url = format!("http://{}/quote", serve().await?);
+    println!(
+        "{CLIENTS} clients who obey Retry-After, then {STRANGERS} strangers all at once; each client may"
+    );
+    println!("ask 5 times per second, 3 at once, and the server works at 8 requests at a time.");
 
     let clients: Vec<_> =
         (1..=CLIENTS).map(|n| tokio::spawn(polite_client(url.clone(), format!("client-{n}")))).collect();
-    let mut told = Vec::new();
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header(COLUMNS);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
     for client in clients {
-        told.push(client.await??);
+        table.add_row(client.await??);
     }
-    println!();
-    for (name, refusals, took) in told {
-        println!("{name}: {REQUESTS} answers, {refusals} times told to wait, {:.1} s", took.as_secs_f64());
-    }
-
-    // A crowd of strangers: each within its own limit, but too many at once for the bulkhead.
-    let http = Client::new();
-    let crowd: Vec<_> = (0..40)
-        .map(|n| tokio::spawn(http.get(&url).header(CLIENT, format!("stranger-{n}")).send()))
-        .collect();
-    let (mut served, mut full) = (0, 0);
-    for stranger in crowd {
-        match stranger.await??.status() {
-            StatusCode::OK => served += 1,
-            StatusCode::SERVICE_UNAVAILABLE => full += 1,
-            status => return Err(format!("a stranger got {status}").into()),
-        }
-    }
-    println!("40 strangers at once: {served} answers, {full} times 503");
+    table.add_row(strangers(&url).await?);
+    println!("{table}");
     Ok(())
 }

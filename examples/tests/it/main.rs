@@ -2,4 +2,5 @@
 
 mod closures;
 mod fetch_all;
+mod limited_server;
 mod tower;
