@@ -38,7 +38,7 @@ pub(crate) struct Disk {
 /// and it has not changed, nobody else has written.
 #[derive(Debug)]
 struct Seen {
-    _file: File,
+    file: File,
     meta: Meta,
     /// Its time of change was the present, for a clock that ticks: a later change may bear the same time, so that only its
     /// content can tell. (Git calls such an entry racy.)
@@ -48,13 +48,16 @@ struct Seen {
 /// Longer than any kernel's clock takes from one tick to the next.
 const TICK: Duration = Duration::from_millis(20);
 
+/// `since`: a moment before its content was looked at.
+fn is_young(meta: &Meta, since: SystemTime) -> bool {
+    let (seconds, nanos) = meta.changed;
+    let changed = Duration::new(seconds.try_into().unwrap_or(0), nanos.try_into().unwrap_or(0));
+    UNIX_EPOCH + changed + TICK > since
+}
+
 impl Seen {
-    /// `since`: a moment before which it had this content.
     fn new(file: File, meta: Meta, since: SystemTime) -> Self {
-        let (seconds, nanos) = meta.changed;
-        let changed = Duration::new(seconds.try_into().unwrap_or(0), nanos.try_into().unwrap_or(0));
-        let young = UNIX_EPOCH + changed + TICK > since;
-        Self { _file: file, meta, young }
+        Self { file, meta, young: is_young(&meta, since) }
     }
 }
 
@@ -69,6 +72,8 @@ struct Prepared {
 pub(crate) struct Committed<T> {
     pub(crate) state: Option<Arc<T>>,
     pub(crate) failed: Option<Fault>,
+    /// The file that was replaced. Closed, it is gone for good, and that may take the file system a while.
+    pub(crate) replaced: Option<File>,
 }
 
 impl Disk {
@@ -125,7 +130,7 @@ impl Disk {
     {
         // The file first: if it cannot be read, no closure has run.
         let (base, reloaded) = match self.reload(held) {
-            Err(fault) => return Committed { state: None, failed: Some(fault) },
+            Err(fault) => return Committed { state: None, failed: Some(fault), replaced: None },
             Ok(None) => (Arc::clone(state), false),
             Ok(Some(reloaded)) => (Arc::new(reloaded), true),
         };
@@ -153,15 +158,19 @@ impl Disk {
         if next.is_none() && flush && self.seen.is_some() {
             next = Some(Prepared { printed: self.printed.clone(), bytes: self.raw.clone() });
         }
-        let written = next.map_or(Ok(()), |next| self.write(&held, next));
+        let written = next.map_or(Ok(None), |next| self.write(&held, next));
         match written {
             Err(fault) if fault.outcome == Outcome::NotWritten => {
                 let_go(now);
-                Committed { state: reloaded.then_some(base), failed: Some(fault) }
+                Committed { state: reloaded.then_some(base), failed: Some(fault), replaced: None }
             }
             written => {
                 let_go(base);
-                Committed { state: Some(now), failed: written.err() }
+                let (failed, replaced) = match written {
+                    Ok(replaced) => (None, replaced),
+                    Err(fault) => (Some(fault), None),
+                };
+                Committed { state: Some(now), failed, replaced }
             }
         }
     }
@@ -193,14 +202,15 @@ impl Disk {
         self.read(held).map(Some)
     }
 
-    /// Whether the file's content is what it was.
+    /// Whether the file, of the same length and time, has the content that it had.
     fn is_as_known(&mut self, held: &Held<'_>) -> Result<bool, Fault> {
+        let Some(seen) = &self.seen else { return Ok(false) };
         let since = SystemTime::now();
-        let file = held.open()?;
-        let (raw, meta) = target::read(held.ops, &file, held.options)?;
-        let same = raw == self.known();
-        if same {
-            self.seen = Some(Seen::new(file, meta, since));
+        let mut content = vec![0; self.known().len()];
+        let read = held.ops.read_again(&seen.file, &mut content).step("read the file")?;
+        let same = read && content == self.known();
+        if let Some(seen) = &mut self.seen {
+            seen.young = is_young(&seen.meta, since);
         }
         Ok(same)
     }
@@ -225,14 +235,14 @@ impl Disk {
         Ok(Prepared { printed, bytes })
     }
 
-    fn write(&mut self, held: &Held<'_>, next: Prepared) -> Result<(), Fault> {
+    fn write(&mut self, held: &Held<'_>, next: Prepared) -> Result<Option<File>, Fault> {
         let bytes = next.bytes.as_deref().unwrap_or(&next.printed);
         let durability = held.options.durability;
         let unchanged = self.seen.is_some() && !self.suspect && bytes == self.known();
         if unchanged && (self.durable || durability == Durability::Visible) {
             self.printed = next.printed;
             self.raw = next.bytes;
-            return Ok(());
+            return Ok(None);
         }
         let old = self.seen.as_ref().map(|seen| seen.meta);
         let written = if self.suspect || self.seen.is_none() {
@@ -244,12 +254,13 @@ impl Disk {
             Ok(file) => {
                 let since = SystemTime::now();
                 let meta = held.ops.stat(&file).step("look at the file");
-                self.seen = meta.ok().map(|meta| Seen::new(file, meta, since));
+                let seen = meta.ok().map(|meta| Seen::new(file, meta, since));
+                let replaced = mem::replace(&mut self.seen, seen);
                 self.printed = next.printed;
                 self.raw = next.bytes;
                 self.durable = durability == Durability::Durable;
                 self.suspect = false;
-                Ok(())
+                Ok(replaced.map(|seen| seen.file))
             }
             Err(fault) => {
                 if fault.outcome != Outcome::NotWritten {

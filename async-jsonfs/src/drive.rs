@@ -4,6 +4,7 @@
 //! meanwhile. No task is needed, so it does not matter whether that runtime is polled. Where somebody else is on the file, a
 //! thread waits for it; and one takes over when the runtime shuts down, as callers of another may be waiting.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -17,8 +18,8 @@ use crate::panics::contained;
 /// A store, of whatever type.
 pub(crate) trait Drive: Send + Sync + 'static {
     fn file(&self) -> &JsonFile;
-    /// Commits what waits; all of it has been told when this returns.
-    fn commit(&self, held: &Held<'_>);
+    /// Commits what waits; all of it has been told when this returns. What is left over is to be dropped when nobody waits for it.
+    fn commit(&self, held: &Held<'_>) -> Option<File>;
     /// Tells all that wait that it cannot be.
     fn fail(&self, fault: Fault);
     /// Whether more waits. If not, there is no driver from here on.
@@ -41,7 +42,8 @@ impl Driver {
 
     fn job(mut self) {
         let Some(store) = &self.0 else { return };
-        match store.file().try_exclusive(|held| store.commit(held)) {
+        let mut replaced = None;
+        match store.file().try_exclusive(|held| replaced = store.commit(held)) {
             // Somebody else is on the file: a thread waits.
             Ok(None) => return,
             Ok(Some(())) => {}
@@ -53,6 +55,7 @@ impl Driver {
             // Not in this job: a runtime that shuts down waits for it to end.
             self.start(&runtime);
         }
+        drop(replaced);
     }
 }
 
@@ -77,7 +80,7 @@ impl Drop for Driver {
 fn drive(store: &dyn Drive) {
     loop {
         contained(|| {
-            if let Err(fault) = store.file().blocking_exclusive(|held| store.commit(held)) {
+            if let Err(fault) = store.file().blocking_exclusive(|held| drop(store.commit(held))) {
                 store.fail(fault);
             }
         });

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, Access, AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
@@ -66,6 +67,8 @@ pub(crate) trait Ops: fmt::Debug + Send + Sync {
     fn stat(&self, file: &File) -> io::Result<Meta>;
     fn writable(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<()>;
     fn read(&self, file: &mut dyn io::Read, into: &mut Vec<u8>) -> io::Result<()>;
+    /// Fills `into` from the beginning of a file that has been opened or created; false if that is shorter.
+    fn read_again(&self, file: &File, into: &mut [u8]) -> io::Result<bool>;
 
     fn create(&self, dir: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File>;
     fn write(&self, file: &File, bytes: &[u8]) -> io::Result<usize>;
@@ -168,8 +171,15 @@ impl Ops for System {
         file.read_to_end(into).map(drop)
     }
 
+    fn read_again(&self, file: &File, into: &mut [u8]) -> io::Result<bool> {
+        match file.read_exact_at(into, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            read => read.map(|()| true),
+        }
+    }
+
     fn create(&self, dir: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
-        let flags = OFlags::WRONLY
+        let flags = OFlags::RDWR
             | OFlags::CREATE
             | OFlags::EXCL
             | OFlags::NOFOLLOW

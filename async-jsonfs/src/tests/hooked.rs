@@ -196,6 +196,10 @@ impl Ops for Hooked {
         self.hook("read", || self.inner.read(file, into))
     }
 
+    fn read_again(&self, file: &File, into: &mut [u8]) -> io::Result<bool> {
+        self.hook("read_again", || self.inner.read_again(file, into))
+    }
+
     fn create(&self, dir: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<File> {
         self.hook("create", || {
             let file = self.inner.create(dir, name, mode)?;
