@@ -13,7 +13,10 @@ mod rate;
 mod sync;
 mod wake;
 
-pub use async_policy::{ConfigError, Failure, Guard, Name, Policy, Reason, Rejection};
+pub use async_policy::{
+    ConfigError, Deadline, Failure, Guard, Name, Operation, Policy, PolicyError, Reason, Rejection, TimedOut,
+    Timeout, Verdict,
+};
 pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencySnapshot, OwnedPermit, Permit};
 #[cfg(feature = "tower")]
 pub use concurrency::{ConcurrencyLimitFuture, ConcurrencyLimitLayer, ConcurrencyLimitService};

@@ -217,7 +217,7 @@ fn keyed(table: &mut Table) {
         .fixed(10_000_000)
         .rounds(1)
         .ours("async-ratelimit", |n| {
-            kept(|| {
+            let bytes = kept(|| {
                 let limit = KeyedRateLimit::<u64>::builder(Quota::per_hour(1))
                     .with_max_keys(1_000_000)
                     .build()
@@ -225,6 +225,7 @@ fn keyed(table: &mut Table) {
                 (0..n).for_each(|i| black_box(limit.try_acquire(&i)).unwrap());
                 limit.len()
             });
+            assert!(bytes <= 64 * 1_000_000 + 65_536, "above the bound that the docs state");
         })
         .peer("governor", |n| {
             kept(|| {
@@ -243,11 +244,12 @@ fn keyed(table: &mut Table) {
 }
 
 /// Notes how many keys are kept in the end, and in how much memory at most.
-fn kept(fill: impl FnOnce() -> usize) {
+fn kept(fill: impl FnOnce() -> usize) -> u64 {
     let mut keys = 0;
     let counted = allocation_counter::measure(|| keys = fill());
     note("keys kept", keys as f64);
     note("MB at most", counted.bytes_max as f64 / 1e6);
+    counted.bytes_max
 }
 
 /// `n` calls of a service that is its own readiness's owner.

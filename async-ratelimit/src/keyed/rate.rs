@@ -408,6 +408,10 @@ impl Desk for RateLimitKey<'_> {
         NonZeroU32::new(n).is_none_or(|n| self.shared.shards.lock(self.hash).take(self.hash, n, now))
     }
 
+    fn try_now(&self, n: u32) -> Result<(), Rejection> {
+        self.try_acquire_many(n)
+    }
+
     fn is_crowded(&self) -> bool {
         self.shared.shards.lock(self.hash).is_crowded(self.hash)
     }

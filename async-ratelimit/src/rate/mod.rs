@@ -74,8 +74,10 @@ pub struct RateSnapshot {
     /// How many callers wait.
     pub waiting: usize,
     /// After how long a newcomer would get a cell, behind those who wait.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "humantime_serde::serialize"))]
     pub next: Duration,
     /// After how long the burst would be full again, if no cell but those waited for were taken.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "humantime_serde::serialize"))]
     pub full: Duration,
 }
 
@@ -103,9 +105,7 @@ impl RateLimit {
     /// burst.
     #[inline]
     pub fn try_acquire_many(&self, n: u32) -> Result<(), Rejection> {
-        let Some(cells) = NonZeroU32::new(n) else { return Ok(()) };
-        let taken = self.shared.counter.take(cells, self.shared.watch.now());
-        taken.or_else(|seen| self.shared.refuse(n, seen))
+        (&*self.shared).try_now(n)
     }
 
     /// Takes a cell, waiting for it where the queue allows.
@@ -255,6 +255,12 @@ impl<S: Deref<Target = Shared>> Desk for S {
     #[inline]
     fn take_now(&self, n: u32) -> bool {
         NonZeroU32::new(n).is_none_or(|n| self.counter.take(n, self.watch.now()).is_ok())
+    }
+
+    #[inline]
+    fn try_now(&self, n: u32) -> Result<(), Rejection> {
+        let Some(cells) = NonZeroU32::new(n) else { return Ok(()) };
+        self.counter.take(cells, self.watch.now()).or_else(|seen| self.refuse(n, seen))
     }
 
     fn at_line<R>(&self, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R {

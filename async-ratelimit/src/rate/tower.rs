@@ -119,14 +119,15 @@ where
                 StateProj::Begins { limit, ready } => {
                     // A loop whose waits are never waits must still let others on its thread have their turn.
                     ready!(poll_proceed(cx)).made_progress();
-                    if limit.take_now(1) {
-                        ready
-                    } else {
+                    if limit.queue.max_len == 0 {
+                        limit.try_now(1).map_err(S::Error::from_rejection)?;
+                    } else if !limit.take_now(1) {
                         let wait = Box::pin(Wait::new(Arc::clone(limit), 1));
                         let ready = ready.take();
                         this.state.set(State::Waits { wait, ready });
                         continue;
                     }
+                    ready
                 }
                 StateProj::Waits { wait, ready } => {
                     ready!(wait.as_mut().poll(cx)).map_err(S::Error::from_rejection)?;

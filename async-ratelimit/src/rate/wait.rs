@@ -21,6 +21,8 @@ use crate::wake::wake_all;
 pub(crate) trait Desk {
     /// Takes `n` cells if they are there and nobody waits.
     fn take_now(&self, n: u32) -> bool;
+    /// The same, or says why not.
+    fn try_now(&self, n: u32) -> Result<(), Rejection>;
     /// Works at the queue. Without user code: it is done under a lock.
     fn at_line<R>(&self, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R;
     /// Whether no further line is possible.
@@ -37,6 +39,9 @@ pub(crate) trait Desk {
 pub(crate) async fn acquire(desk: impl Desk, n: u32) -> Result<(), Rejection> {
     // A loop whose waits are never waits must still let others on its thread have their turn.
     poll_fn(poll_proceed).await.made_progress();
+    if desk.queue().max_len == 0 {
+        return desk.try_now(n);
+    }
     if desk.take_now(n) { Ok(()) } else { Wait::new(desk, n).await }
 }
 

@@ -287,3 +287,24 @@ async fn under_threads_it_never_lets_in_more_than_the_limit() {
     }
     assert_eq!((limit.in_flight(), limit.waiting()), (0, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_owned_permit_for_many_is_given_up_at_every_await_too() {
+    let limit = queued(3);
+    let points = drop_at_every_await(
+        || {
+            let held = limit.try_acquire_many_owned(2).unwrap();
+            tokio::spawn(async move {
+                sleep(ms(5)).await;
+                drop(held);
+            });
+            limit.acquire_many_owned(3)
+        },
+        async |_| {
+            sleep(ms(10)).await;
+            assert_eq!((limit.in_flight(), limit.waiting()), (0, 0));
+        },
+    )
+    .await;
+    assert_eq!(points, 1);
+}

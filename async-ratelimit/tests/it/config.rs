@@ -42,4 +42,15 @@ fn snapshots_serialize() {
     let limit = async_ratelimit::ConcurrencyLimit::builder(8).build().unwrap();
     let _permit = limit.try_acquire().unwrap();
     assert_eq!(to_value(limit.snapshot()).unwrap(), json!({"limit": 8, "in_flight": 1, "waiting": 0}));
+    let rate = async_ratelimit::RateLimit::builder(Quota::per_minute(60).with_burst(2)).build().unwrap();
+    assert_eq!(
+        to_value(rate.snapshot()).unwrap(),
+        json!({
+            "quota": {"cells": 60, "period": "1m", "burst": 2},
+            "available": 2,
+            "waiting": 0,
+            "next": "0s",
+            "full": "0s",
+        })
+    );
 }

@@ -72,6 +72,7 @@ fn refusals_waits_and_changes_are_measured() {
             rate.acquire().await.unwrap();
             rate.acquire().await.unwrap();
             rate.try_acquire().unwrap_err();
+            rate.set_quota(Quota::per_minute(30)).unwrap();
         });
     });
     let one = |name: &str| (name.to_owned(), 1);
@@ -79,6 +80,7 @@ fn refusals_waits_and_changes_are_measured() {
         records.read(),
         [
             ("async_ratelimit_limit limit=concurrency name=db".to_owned(), 3_f64.to_bits()),
+            ("async_ratelimit_limit limit=rate name=".to_owned(), 0.5_f64.to_bits()),
             one("async_ratelimit_refused_total limit=concurrency name=db reason=limit reached"),
             one("async_ratelimit_refused_total limit=concurrency name=db reason=wait longer than allowed"),
             one("async_ratelimit_refused_total limit=rate name= reason=limit reached"),

@@ -371,3 +371,40 @@ async fn a_loop_whose_waits_are_never_waits_lets_others_have_their_turn() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn callers_who_wait_get_the_waiting_rate_of_the_quota() {
+    for (burst, expected) in [(1, 1_000.0), (10, 10_000.0), (50, 50_000.0), (100, 50_000.0)] {
+        let quota = Quota::per_second(50_000).with_burst(burst);
+        assert_eq!(quota.waiting_rate(), expected);
+        let limit = RateLimit::builder(quota).with_queue(10_000, None).build().unwrap();
+        let started = Instant::now();
+        let waits: Vec<_> = (0..2_000)
+            .map(|_| {
+                let limit = limit.clone();
+                tokio::spawn(async move { limit.acquire().await.unwrap() })
+            })
+            .collect();
+        for wait in waits {
+            wait.await.unwrap();
+        }
+        let rate = f64::from(2_000 - burst) / started.elapsed().as_secs_f64();
+        assert!((0.95 * expected..=1.05 * expected).contains(&rate), "{rate} at a burst of {burst}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_is_run_when_its_cell_is_there() {
+    let limit = slow(1);
+    let started = Instant::now();
+    for at in [0, 100, 200] {
+        let run = limit.run(async { Ok::<_, Failure<()>>(started.elapsed()) });
+        assert_eq!(run.await.unwrap(), ms(at));
+    }
+    let unqueued = RateLimit::builder(Quota::per_second(10).with_burst(1)).build().unwrap();
+    unqueued.acquire_many(0).await.unwrap();
+    unqueued.acquire().await.unwrap();
+    let refused = unqueued.run(async { unreachable!("not started") as Result<(), Failure<()>> }).await;
+    assert!(matches!(refused, Err(Failure::Rejected(rejection)) if rejection.retry_after() == Some(ms(100))));
+    assert_eq!(reason(unqueued.acquire_many(2).await), Reason::ExceedsCapacity);
+}

@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use async_ratelimit::{ConcurrencyLimit, Quota, RateLimit};
+use async_ratelimit::{ConcurrencyLimit, KeyedRateLimit, Quota, RateLimit};
 
 use crate::{ms, settle};
 
@@ -79,7 +79,17 @@ async fn a_quota_that_waiting_callers_cannot_reach_is_warned_of() {
     assert!(line.ends_with("rate=50000.0 reached=1000.0"), "{line}");
     limit.set_quota(fine.with_burst(50)).unwrap();
     settle().await;
-    assert_eq!(log.lines().len(), 1);
+    let [line] = log.lines().try_into().unwrap();
+    assert!(line.starts_with("INFO async_ratelimit::event: quota changed policy=rate limit from="), "{line}");
+    // A change is a build, and so is a limit for each key.
+    limit.set_quota(fine).unwrap();
+    let [_, line] = log.lines().try_into().unwrap();
+    assert!(line.starts_with("WARN"), "{line}");
+    KeyedRateLimit::<u8>::builder(fine).build().unwrap();
+    assert_eq!(log.lines(), [""; 0]);
+    KeyedRateLimit::<u8>::builder(fine).with_queue(1, None).with_name("api").build().unwrap();
+    let [line] = log.lines().try_into().unwrap();
+    assert!(line.contains("name=\"api\"") && line.ends_with("rate=50000.0 reached=1000.0"), "{line}");
 }
 
 #[tokio::test(start_paused = true)]

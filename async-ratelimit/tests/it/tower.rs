@@ -3,6 +3,7 @@ use std::error::Error;
 use std::future::poll_fn;
 use std::task::Poll;
 
+use async_policy::testing::drop_at_every_await;
 use async_policy::{Failure, PolicyError, Timeout, TimeoutLayer};
 use async_ratelimit::{ConcurrencyLimit, ConcurrencyLimitLayer, Quota, RateLimit, RateLimitLayer, Reason};
 use tokio::time::{Instant, sleep};
@@ -142,4 +143,41 @@ async fn readiness_asked_for_again_looks_again() {
     service.ready().await.unwrap();
     drop(busy);
     assert_eq!(service.ready().await.unwrap().call(1).await, Ok(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_at_every_await_a_response_takes_nothing_with_it() {
+    let quota = Quota::per_second(10).with_burst(1);
+    let rate = RateLimit::builder(quota).with_queue(10, None).build().unwrap();
+    let permits = ConcurrencyLimit::builder(1).with_queue(10, None).build().unwrap();
+    let points = drop_at_every_await(
+        || {
+            rate.try_acquire().unwrap();
+            ServiceBuilder::new()
+                .layer(RateLimitLayer::new(rate.clone()))
+                .layer(ConcurrencyLimitLayer::new(permits.clone()))
+                .map_err(Failure::Operation)
+                .service(service_fn(slow))
+                .oneshot(10)
+        },
+        async |_| {
+            assert_eq!((rate.snapshot().waiting, permits.in_flight()), (0, 0));
+            sleep(ms(300)).await;
+        },
+    )
+    .await;
+    // In the queue, and in the service.
+    assert_eq!(points, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_queue_the_rate_layer_refuses_and_starts_nothing() {
+    let rate = RateLimit::builder(Quota::per_second(10).with_burst(1)).build().unwrap();
+    let service = ServiceBuilder::new()
+        .layer(RateLimitLayer::new(rate))
+        .map_err(Failure::Operation)
+        .service(service_fn(slow));
+    assert_eq!(service.clone().oneshot(1).await, Ok(1));
+    let refused = service.oneshot(1).await.unwrap_err();
+    assert_eq!(refused.rejection().unwrap().retry_after(), Some(ms(99)));
 }
