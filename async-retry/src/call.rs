@@ -86,19 +86,19 @@ impl<R: Default> Story<R> {
         std::mem::replace(self, Self::New)
     }
 
-    fn into_began(self) -> Began {
+    fn into_past(self) -> Past<R> {
         match self {
-            Self::New => Began::default(),
-            Self::Began(began) => began,
-            Self::Past(past) => past.began,
+            Self::New => Past::default(),
+            Self::Began(began) => Past { began, ..Past::default() },
+            Self::Past(past) => *past,
         }
     }
 
-    /// The past, made if need be.
+    /// Makes it, where there is none.
     fn past(&mut self) -> &mut Past<R> {
         let past = match self.take() {
             Self::Past(past) => past,
-            story => Box::new(Past::new(story.into_began())),
+            story => Box::new(story.into_past()),
         };
         *self = Self::Past(past);
         let Self::Past(past) = self else { unreachable!("just put there") };
@@ -107,7 +107,10 @@ impl<R: Default> Story<R> {
 
     /// How many attempts have ended.
     fn attempts(&self) -> u32 {
-        if let Self::Past(past) = self { past.progress.attempts } else { 0 }
+        match self {
+            Self::New | Self::Began(_) => 0,
+            Self::Past(past) => past.progress.attempts,
+        }
     }
 
     fn into_record(self) -> Option<R> {
@@ -200,16 +203,19 @@ where
             return self.go_on(cx);
         }
         let StateProjection::Running { attempt } = this.state.project() else { return self.go_on(cx) };
-        let result = ready!(attempt.poll(cx));
         let attempts = &*this.attempts;
-        if is_success(&result, |answer| attempts.classify(answer)) {
-            // Taken apart, because only the part that is there is then copied.
-            return Poll::Ready(match result {
-                Ok(value) => R::finish(None, Ok(value)),
-                Err(error) => R::finish(None, Err(error)),
-            });
-        }
-        match self.as_mut().end(result) {
+        // Taken apart at once, because only the part that is there is then copied.
+        let (verdict, result) = match ready!(attempt.poll(cx)) {
+            Ok(value) => match attempts.classify(Ok(&value)).unwrap_or(Verdict::Success) {
+                Verdict::Success => return Poll::Ready(R::finish(None, Ok(value))),
+                verdict => (Some(verdict), Ok(value)),
+            },
+            Err(error) => {
+                let result = Err(error);
+                (verdict_of(&result, |answer| attempts.classify(answer)), result)
+            }
+        };
+        match self.as_mut().end(verdict, result) {
             ControlFlow::Break(output) => Poll::Ready(output),
             ControlFlow::Continue(()) => self.go_on(cx),
         }
@@ -266,7 +272,8 @@ where
                     continue;
                 }
             };
-            if let ControlFlow::Break(output) = self.as_mut().end(result) {
+            let verdict = this.story.run(|| verdict_of(&result, |answer| this.attempts.classify(answer)));
+            if let ControlFlow::Break(output) = self.as_mut().end(verdict, result) {
                 return Poll::Ready(output);
             }
         }
@@ -274,16 +281,17 @@ where
 
     /// An attempt ended, and it is not a success that nobody watches.
     #[inline(never)]
-    fn end(self: Pin<&mut Self>, result: Result<A::Value, A::Error>) -> ControlFlow<R::Output> {
+    fn end(
+        self: Pin<&mut Self>,
+        verdict: Option<Verdict>,
+        result: Result<A::Value, A::Error>,
+    ) -> ControlFlow<R::Output> {
         let mut this = self.project();
         let retry: &Retry = (*this.retry).borrow();
-        let attempts = &*this.attempts;
-        let settle = |past: &mut Past<R>| {
-            retry.settle(past, attempts.is_repeatable(), |answer| attempts.classify(answer), result)
-        };
+        let repeatable = this.attempts.is_repeatable();
         // Taken out: where the call ends it is over, however long its future is kept.
         let pause = match this.story.take() {
-            Story::Past(mut past) => match settle(&mut past) {
+            Story::Past(mut past) => match retry.settle(&mut past, repeatable, verdict, result) {
                 ControlFlow::Break(result) => {
                     return ControlFlow::Break(R::finish(Some(past.record), result));
                 }
@@ -293,8 +301,8 @@ where
                 }
             },
             story => {
-                let mut past = Past::new(story.into_began());
-                match settle(&mut past) {
+                let mut past = story.into_past();
+                match retry.settle(&mut past, repeatable, verdict, result) {
                     ControlFlow::Break(result) => {
                         return ControlFlow::Break(R::finish(Some(past.record), result));
                     }
@@ -311,12 +319,17 @@ where
     }
 }
 
+/// What an answer of the operation's own means; `None` for the word of an inner policy. The classifier is asked here, once for each
+/// attempt.
 #[inline]
-pub(crate) fn is_success<T, E: PolicyError>(
+pub(crate) fn verdict_of<T, E: PolicyError>(
     result: &Result<T, E>,
     classify: impl FnOnce(Result<&T, &E>) -> Option<Verdict>,
-) -> bool {
-    matches!(Outcome::of(result, classify), Outcome::Answered(Verdict::Success))
+) -> Option<Verdict> {
+    match Outcome::of(result, classify) {
+        Outcome::Answered(verdict) => Some(verdict),
+        _ => None,
+    }
 }
 
 pin_project! {

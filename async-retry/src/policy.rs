@@ -2,13 +2,12 @@ use std::future::Future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use async_policy::{Deadline, Failure, Lift, Operation, Outcome, Policy, PolicyError, Verdict};
+use async_policy::{Failure, Lift, Operation, Policy, PolicyError, Verdict};
 use pin_project_lite::pin_project;
 use tokio::task::coop::consume_budget;
 
-use crate::call::{Call, Resumed, Starts, Timed, is_success};
+use crate::call::{Call, Resumed, Starts, Timed, verdict_of};
 use crate::report::{Best, Record, Reporter};
 use crate::retry::{Past, Pause};
 use crate::state::Progress;
@@ -24,77 +23,52 @@ impl Policy for Retry {
             return Call::<_, _, Best<_, _>>::new(self, Starts(op)).await;
         }
         // What an immediate success needs, and no more: the rest is made when there is a delay, or something to weigh.
-        let (mut attempts, mut kept) = (0, None);
+        let mut early = Early { attempts: 0, record: Best::default() };
         let past = loop {
             let result = op.start().await;
-            if is_success(&result, |answer| op.classify(answer)) {
+            let verdict = verdict_of(&result, |answer| op.classify(answer));
+            if verdict == Some(Verdict::Success) {
                 return result;
             }
-            match self.settle_quick(&op, &mut attempts, &mut kept, result) {
-                Quick::End(result) => return result,
-                Quick::Again => {}
-                Quick::Slow(past) => break past,
+            match self.settle_early(&mut early, verdict, result) {
+                Settled::End(result) => return result,
+                Settled::AtOnce => {}
+                Settled::Later(past) => break past,
             }
         };
         Call::<_, _, Best<_, _>>::resumed(self, Starts(op), past).await
     }
 }
 
-enum Quick<T, E> {
+/// The attempts that failed and were followed by another at once.
+struct Early<T, E> {
+    attempts: u32,
+    record: Best<T, E>,
+}
+
+enum Settled<T, E> {
     End(Result<T, E>),
-    /// At once.
-    Again,
-    Slow(Resumed<Best<T, E>>),
+    AtOnce,
+    Later(Resumed<Best<T, E>>),
 }
 
 impl Retry {
     #[inline(never)]
-    fn settle_quick<Op>(
+    fn settle_early<T, E: PolicyError>(
         &self,
-        op: &Op,
-        attempts: &mut u32,
-        kept: &mut Option<Result<Op::Value, Op::Error>>,
-        result: Result<Op::Value, Op::Error>,
-    ) -> Quick<Op::Value, Op::Error>
-    where
-        Op: Operation,
-        Op::Error: PolicyError,
-    {
-        match op.outcome(&result) {
-            Outcome::Answered(Verdict::Transient) if self.goes_on_at_once(*attempts) => {
-                *attempts += 1;
-                *kept = Some(result);
-                Quick::Again
-            }
-            _ => self.settle_slow(op, *attempts, kept.take(), result),
+        early: &mut Early<T, E>,
+        verdict: Option<Verdict>,
+        result: Result<T, E>,
+    ) -> Settled<T, E> {
+        if verdict == Some(Verdict::Transient) && self.goes_on_at_once(early.attempts) {
+            early.attempts += 1;
+            early.record.keep(result, AttemptOutcome::Transient);
+            return Settled::AtOnce;
         }
-    }
-
-    /// Out of line: what a success does not need must not make its code larger.
-    #[inline(never)]
-    fn goes_on_at_once(&self, attempts: u32) -> bool {
-        self.limits.is_at_once(attempts) && Deadline::fits(Duration::ZERO)
-    }
-
-    #[inline(never)]
-    fn settle_slow<Op>(
-        &self,
-        op: &Op,
-        attempts: u32,
-        kept: Option<Result<Op::Value, Op::Error>>,
-        result: Result<Op::Value, Op::Error>,
-    ) -> Quick<Op::Value, Op::Error>
-    where
-        Op: Operation,
-        Op::Error: PolicyError,
-    {
-        let mut past = Past::<Best<_, _>> { progress: Progress::after(attempts), ..Past::default() };
-        if let Some(kept) = kept {
-            past.record.keep(kept, AttemptOutcome::Transient);
-        }
-        match self.settle(&mut past, true, |answer| op.classify(answer), result) {
-            ControlFlow::Break(result) => Quick::End(result),
-            ControlFlow::Continue(pause) => Quick::Slow((Box::new(past), pause)),
+        let mut past = Past::early(early.attempts, std::mem::take(&mut early.record));
+        match self.settle(&mut past, true, verdict, result) {
+            ControlFlow::Break(result) => Settled::End(result),
+            ControlFlow::Continue(pause) => Settled::Later((Box::new(past), pause)),
         }
     }
 }
@@ -120,7 +94,7 @@ impl<F: Future> Future for Guarded<'_, F> {
 // A macro, because one function over both kinds of closures would lose `Send` inside `tokio::spawn`.
 macro_rules! run_mut {
     ($retry:ident, $attempt:expr, $classify:expr) => {{
-        let mut past = Past::<Best<_, _>>::new($retry.begin());
+        let mut past = Past::<Best<_, _>> { began: $retry.begin(), ..Past::default() };
         loop {
             let progress = &mut past.progress;
             // Started in its first poll: a panic of the closure itself is one of the attempt.
@@ -132,7 +106,8 @@ macro_rules! run_mut {
                     None => Err(Failure::TimedOut($retry.timed_out())),
                 },
             };
-            match $retry.settle(&mut past, true, $classify, result) {
+            let verdict = past.progress.guard(|| verdict_of(&result, $classify));
+            match $retry.settle(&mut past, true, verdict, result) {
                 ControlFlow::Break(result) => return result,
                 ControlFlow::Continue(Pause::None) => {}
                 ControlFlow::Continue(Pause::Yield) => consume_budget().await,
@@ -148,8 +123,7 @@ impl Retry {
     ///
     /// ```
     /// use async_retry::{Backoff, Retry, StopReason};
-    /// use std::time::Duration;
-    ///
+    ///     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
     /// let retry = Retry::new(Backoff::constant(Duration::from_millis(50))).unwrap();
     /// let (result, report) = retry.call_with_report(async || Err::<(), _>("down")).await;

@@ -248,6 +248,13 @@ impl Retry {
         next
     }
 
+    /// Whether an attempt that failed is followed by another at once, with nothing else to decide. Out of line: what a success does not need
+    /// must not make its code larger.
+    #[inline(never)]
+    pub(crate) fn goes_on_at_once(&self, attempts: u32) -> bool {
+        self.is_plain() && self.limits.is_at_once(attempts) && Deadline::fits(Duration::ZERO)
+    }
+
     /// An attempt of a call ended: with what the call ends, or what comes before the next attempt.
     ///
     /// By value, in a function that is not async: a result kept in the future's own memory costs every success.
@@ -255,14 +262,14 @@ impl Retry {
         &self,
         past: &mut Past<R>,
         repeatable: bool,
-        classify: impl FnOnce(Result<&T, &E>) -> Option<Verdict>,
+        verdict: Option<Verdict>,
         result: Result<T, E>,
     ) -> ControlFlow<Result<T, E>, Pause>
     where
         E: PolicyError,
     {
         let Past { began, progress, record } = past;
-        let outcome = progress.guard(|| Outcome::of(&result, classify));
+        let outcome = Outcome::of(&result, |_| verdict);
         let seen = AttemptOutcome::from(&outcome);
         let next = self.next(began, progress, repeatable, &outcome);
         record.end(seen, &next);
@@ -300,9 +307,10 @@ pub(crate) struct Past<R> {
     pub(crate) record: R,
 }
 
-impl<R: Default> Past<R> {
-    pub(crate) fn new(began: Began) -> Self {
-        Self { began, ..Self::default() }
+impl<R> Past<R> {
+    /// So many attempts failed, without a delay in between.
+    pub(crate) fn early(attempts: u32, record: R) -> Self {
+        Self { began: Began::default(), progress: Progress::after(attempts), record }
     }
 }
 

@@ -208,7 +208,9 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
-    #[inline]
+    // As the call's own.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.project().call.poll(cx)
     }

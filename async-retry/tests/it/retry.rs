@@ -271,3 +271,17 @@ async fn a_refusal_of_a_policy_that_is_called_inside_is_seen_by_execute() {
     assert_eq!(retry.execute(async || Err::<(), _>(refusal())).await, Err(refusal()));
     assert_eq!((started.elapsed().as_secs(), budget.available()), (3, 500.0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_classifier_is_asked_once_for_each_attempt() {
+    for retry in [every(0), every(10), every(10).with_name("watched")] {
+        let (operation, count) = flaky(2);
+        let asked = AtomicU32::new(0);
+        let op = operation.classify_with(|answer| {
+            asked.fetch_add(1, Relaxed);
+            if answer.is_ok() { Verdict::Success } else { Verdict::Transient }
+        });
+        assert_eq!(retry.call(op).await, Ok(3));
+        assert_eq!(asked.load(Relaxed), count.load(Relaxed));
+    }
+}

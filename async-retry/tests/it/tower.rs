@@ -208,3 +208,28 @@ async fn a_retry_that_panics_is_spent() {
     assert!(crate::caught(service.oneshot(())).await.is_err());
     assert_eq!(budget.available(), 495.0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn without_a_delay_the_answer_worth_most_is_kept_too_and_the_limits_hold() {
+    use async_policy::{PolicyKind, Reason, Rejection};
+    let count = AtomicU32::new(0);
+    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(NonZeroU32::new(40).unwrap());
+    let service = |refused: u32| {
+        let count = &count;
+        let inner = service_fn(move |()| {
+            let n = count.fetch_add(1, Relaxed) + 1;
+            let refusal = Rejection::new(PolicyKind::RateLimit, Reason::ShutDown);
+            std::future::ready(Err::<(), _>(if n == refused {
+                refusal.into()
+            } else {
+                Failure::Operation(n)
+            }))
+        });
+        tower::Layer::layer(&RetryLayer::new(retry.clone()), inner)
+    };
+    assert_eq!(service(0).oneshot(()).await, Err(Failure::Operation(40)));
+    assert_eq!(count.swap(0, Relaxed), 40);
+    assert_eq!(service(5).oneshot(()).await, Err(Failure::Operation(4)));
+    assert_eq!(count.swap(0, Relaxed), 5);
+    assert_eq!(service(25).oneshot(()).await, Err(Failure::Operation(24)));
+}
