@@ -19,18 +19,21 @@ pub enum Saved {
 
 /// A JSON file and how to treat it.
 ///
-/// It opens nothing; each call reads or replaces the file named by the path. All of a call's work runs in one job on the blocking pool,
-/// but for the parsing of loaded files of up to 8 KiB.
+/// It opens nothing; each call reads or replaces the file named by the path. A call's work runs in one job on the blocking pool (two or three
+/// where it has to wait for others), but for the parsing of loaded files of up to 8 KiB.
 ///
 /// Changes of one file by this process are made one after another, in the order of the calls' first polls, whatever path
-/// leads to it. Other processes are kept out by an advisory lock on `.NAME.lock` beside it, which stays there, empty (to remove it while
-/// somebody writes is to remove the protection). Reads wait for
-/// nobody: they see the content before or after a change.
+/// leads to it. A call that waits for its turn must be polled or dropped; one that is neither holds those behind it up. Other processes are
+/// kept out by an advisory lock on `.NAME.lock` beside it, which stays there, empty; a call that fails leaves none that was not there.
+/// Reads wait for nobody: they see the content before or after a change.
+///
+/// A replaced file is another file: it has the old one's mode and owner, not its hard links, access control lists, extended attributes and
+/// security labels.
 ///
 /// # Default
 ///
 /// Durable writes, pretty-printed, symbolic links followed, read-only files refused, at most 256 MiB and 127
-/// levels, any number of entries, duplicate keys by type, directories not made, processes
+/// levels (a merge, which reads no type, takes any depth that is there), any number of entries, duplicate keys by type, directories not made, processes
 /// excluded, mode of a new file by the umask.
 ///
 /// # Panics
@@ -80,14 +83,14 @@ impl JsonFile {
         self
     }
 
-    /// Refuses larger files, in bytes.
+    /// Refuses larger files, in bytes: to read them and to write them, as with all limits.
     pub fn with_max_bytes(mut self, limit: u64) -> Self {
         self.options.max_bytes = limit;
         self
     }
 
     /// Refuses files that are nested deeper; `[[]]` has depth 2. What is parsed into a type is refused from depth 128 on in any
-    /// case: that is serde_json's own limit.
+    /// case: that is serde_json's own limit, so nothing deeper is written either.
     pub fn with_max_depth(mut self, limit: NonZeroUsize) -> Self {
         self.options.max_depth = Some(limit);
         self

@@ -28,8 +28,9 @@ type Changes<T> = Vec<Box<dyn Change<T>>>;
 ///
 /// [`snapshot`](Self::snapshot) is the last *committed* state, at the cost of a reference count. [`update`](Self::update)s are
 /// group-committed: those that come while a commit is being written are the next one, applied in the order of their first polls, each to
-/// a copy that is kept only if its closure succeeds; then they are serialised once, synced once, and each caller is told. So
-/// many callers share one sync of the disk, and a single one does not wait for others.
+/// a copy that is kept only if its closure succeeds and it can be written (closures run once, so each is looked at before the next builds on
+/// it: it is printed, and read back); then one file is written for all, synced once, and each caller is told. So many callers share one
+/// sync of the disk, and a single one does not wait for others.
 ///
 /// | a commit | readers see | its callers are told | the store |
 /// |---|---|---|---|
@@ -38,10 +39,15 @@ type Changes<T> = Vec<Box<dyn Change<T>>>;
 /// | is in place, but not known to be durable | the new state | the error, [`Outcome::Visible`] | writes it anew with the next commit or flush |
 ///
 /// 1. Readers never wait for the disk, and never see what the file does not hold.
-/// 2. A closure that fails or panics changes nothing, and no other caller notices.
+/// 2. A closure that fails or panics changes nothing, and no other caller notices; nor of a change that cannot be written, or of a value that panics
+///    when it is dropped.
 /// 3. A caller is told "done" only when its change is as durable as the [`JsonFile`] says.
 /// 4. Other processes may change the file: it is read again before the next commit, and the closures are applied to what it holds then.
-///    What the type does not know is kept, as by [`JsonFile::update`].
+///    What the type does not know is kept, as by [`JsonFile::update`]. Fields that are not in the file (`#[serde(skip)]`) are the default after
+///    that; a change of nothing else is committed without a write. Where somebody has removed the file, the next change makes it again.
+///
+/// Commits are made by jobs on the blocking pool of a caller's runtime. Callers may be of several runtimes: it does not matter which of them are
+/// polled, and when one shuts down, the callers of the others are served all the same.
 ///
 /// Clones are handles of the same store. The last one dropped does not cut off what is queued; [`close`](Self::close)
 /// waits for it.
@@ -95,11 +101,11 @@ impl<T> Store<T>
 where
     T: Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Opens a file: of a path, or of a [`JsonFile`] with options.
+    /// Opens a file: of a path, or of a [`JsonFile`] with options. To open is to read: it takes no lock, makes nothing and waits for nobody.
     ///
     /// # Errors
     ///
-    /// As [`JsonFile::load`]; a refusal if the lock was not to be had before the deadline.
+    /// As [`JsonFile::load`].
     ///
     /// # Cancel safety
     ///
@@ -112,7 +118,7 @@ where
         Self::open_with(file.into(), None).await
     }
 
-    /// [`open`](Self::open); where there is no file, from the default, which is written with the first commit.
+    /// [`open`](Self::open); where there is no file (or no directory), from the default, which is written with the first change.
     ///
     /// # Errors
     ///

@@ -19,7 +19,8 @@ use crate::{carry, limits};
 impl JsonFile {
     /// Replaces the file, or makes it. Readers see the old content or the new, never a mixture.
     ///
-    /// The value is turned into JSON, and dropped, on the blocking pool; an `Arc` (serde's `rc` feature) shares it.
+    /// The value is turned into JSON, and dropped, on the blocking pool; an `Arc` (serde's `rc` feature) shares it. NaN and the infinities
+    /// become `null`, as serde_json has it.
     ///
     /// # Errors
     ///
@@ -46,9 +47,13 @@ impl JsonFile {
     /// is compared is `T` as JSON before and after the closure, objects key by key; a changed array is replaced whole. (With
     /// [`with_rewrite`](Self::with_rewrite) the file becomes `T` and nothing else.)
     ///
+    /// What would be written is read as a `T` first, and what has changed must be there.
+    ///
     /// # Errors
     ///
-    /// As [`load`](Self::load) and [`save`](Self::save).
+    /// As [`load`](Self::load) and [`save`](Self::save). [`ErrorKind::Unmergeable`](crate::ErrorKind::Unmergeable) if it would read otherwise: NaN
+    /// where `T` takes no `null`, a key that the file has under an alias, an unknown key that makes it another variant, a field that is
+    /// written and not read.
     ///
     /// # Cancel safety
     ///
@@ -235,6 +240,9 @@ impl JsonFile {
     /// Merges a patch into the file ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): objects member by member, `null` removes
     /// a member, anything else takes the place of what was there. What the patch does not name stays as it was, byte by byte.
     ///
+    /// A `None` is `null` and removes; where it is to mean "leave alone", it must not be serialised (`skip_serializing_if`). NaN and the
+    /// infinities would be `null` too, and are refused. Only what the patch is about has to be of a kind that types can hold.
+    ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let dir = tempfile::tempdir()?;
@@ -291,7 +299,8 @@ impl JsonFile {
     }
 
     /// Applies a patch to the file ([RFC 6902](https://www.rfc-editor.org/rfc/rfc6902)): all of its operations or none. What it
-    /// does not touch stays as it was, as with [`update`](Self::update).
+    /// does not touch stays as it was, as with [`update`](Self::update); numbers keep their text also where they are moved, copied, or stand in an
+    /// array of which another element changes.
     ///
     /// # Errors
     ///
