@@ -110,3 +110,40 @@ impl Counter {
         result
     }
 }
+
+#[cfg(all(test, not(family_loom)))]
+mod tests {
+    use super::*;
+    use crate::{LONGEST_BURST, Quota};
+
+    const ONE: NonZeroU32 = NonZeroU32::MIN;
+
+    fn engine(quota: Quota) -> Engine {
+        Engine::new(quota).unwrap()
+    }
+
+    #[test]
+    fn at_the_end_of_time_the_longest_burst_still_fits_into_the_word() {
+        let slowest = engine(Quota::new(1, LONGEST_BURST));
+        let counter = Counter::new(slowest);
+        assert!(counter.take(ONE, LATEST).is_ok());
+        let full = LATEST + LONGEST_BURST.as_nanos() as u64;
+        let seen = Cells { engine: slowest, arrival: full, now: LATEST };
+        assert_eq!(counter.take(ONE, LATEST), Err(Some(seen)));
+        assert_eq!(counter.at_line(|| LATEST, |line, cells| (line.is_empty(), *cells)), (true, seen));
+    }
+
+    #[test]
+    fn changed_again_and_again_it_keeps_what_has_been_used() {
+        let counter = Counter::new(engine(Quota::per_second(10).with_burst(5)));
+        assert!(counter.take(NonZeroU32::new(3).unwrap(), 0).is_ok());
+        for cells in 1..50 {
+            let to = engine(Quota::per_second(cells).with_burst(5));
+            counter.at_line(|| 0, |_, cells| cells.change(to));
+            assert_eq!(counter.engine(), to);
+            assert_eq!(counter.at_line(|| 0, |_, cells| cells.available()), 2);
+        }
+        assert!(counter.take(ONE, 0).is_ok() && counter.take(ONE, 0).is_ok());
+        assert!(counter.take(ONE, 0).is_err());
+    }
+}

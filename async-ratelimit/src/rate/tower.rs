@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use async_policy::PolicyError;
+use async_policy::{PolicyError, Rejection};
 use pin_project_lite::pin_project;
 use tokio::task::coop::poll_proceed;
 use tower_layer::Layer;
@@ -103,6 +103,12 @@ impl<S: Service<R>, R> std::fmt::Debug for RateLimitFuture<S, R> {
     }
 }
 
+/// What the service has reserved to be ready is for others, at once.
+fn refused<T, E: PolicyError>(ready: &mut Option<T>, rejection: Rejection) -> E {
+    *ready = None;
+    E::from_rejection(rejection)
+}
+
 impl<S, R> Future for RateLimitFuture<S, R>
 where
     S: Service<R>,
@@ -120,7 +126,7 @@ where
                     // A loop whose waits are never waits must still let others on its thread have their turn.
                     ready!(poll_proceed(cx)).made_progress();
                     if limit.queue.max_len == 0 {
-                        limit.try_now(1).map_err(S::Error::from_rejection)?;
+                        limit.try_now(1).map_err(|rejection| refused(ready, rejection))?;
                     } else if !limit.take_now(1) {
                         let wait = Box::pin(Wait::new(Arc::clone(limit), 1));
                         let ready = ready.take();
@@ -130,7 +136,7 @@ where
                     ready
                 }
                 StateProj::Waits { wait, ready } => {
-                    ready!(wait.as_mut().poll(cx)).map_err(S::Error::from_rejection)?;
+                    ready!(wait.as_mut().poll(cx)).map_err(|rejection| refused(ready, rejection))?;
                     ready
                 }
             };

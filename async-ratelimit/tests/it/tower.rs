@@ -181,3 +181,22 @@ async fn without_a_queue_the_rate_layer_refuses_and_starts_nothing() {
     let refused = service.oneshot(1).await.unwrap_err();
     assert_eq!(refused.rejection().unwrap().retry_after(), Some(ms(99)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_response_that_is_kept_keeps_nothing_reserved() {
+    let permits = ConcurrencyLimit::builder(1).build().unwrap();
+    let quota = Quota::per_hour(1);
+    for queued in [false, true] {
+        let rate = RateLimit::builder(quota).with_queue(usize::from(queued), ms(10)).build().unwrap();
+        rate.try_acquire().unwrap();
+        let mut service = ServiceBuilder::new()
+            .layer(RateLimitLayer::new(rate))
+            .layer(ConcurrencyLimitLayer::new(permits.clone()))
+            .map_err(Failure::Operation)
+            .service(service_fn(slow));
+        let mut response = Box::pin(service.ready().await.unwrap().call(1));
+        assert_eq!(permits.in_flight(), 1);
+        assert!(response.as_mut().await.is_err());
+        assert_eq!(permits.in_flight(), 0);
+    }
+}
