@@ -7,6 +7,7 @@ mod lossless;
 #[cfg(feature = "patch")]
 mod patch;
 mod processes;
+mod round_trip;
 mod seeds;
 mod store;
 mod store_alone;

@@ -52,6 +52,23 @@ fn a_part_in_another_process() {
             };
             tokio::join!(writer(), writer(), writer(), writer());
         }),
+        "limited" => runtime.block_on(async {
+            let before = fs::read(&path).unwrap();
+            let store = Store::<String>::open(&path).await.unwrap();
+            let too_much = || "x".repeat(100_000);
+            let errors = [
+                save(&path, too_much()).await.unwrap_err(),
+                update(&path, move |text: &mut String| *text = too_much()).await.unwrap_err(),
+                store.update(move |text| *text = too_much()).await.unwrap_err(),
+            ];
+            for error in errors {
+                let answer = error.io_error().unwrap().raw_os_error();
+                assert_eq!(answer, Some(rustix::io::Errno::FBIG.raw_os_error()), "{error}");
+                assert_eq!(error.outcome(), async_jsonfs::Outcome::NotWritten);
+                assert_eq!(fs::read(&path).unwrap(), before);
+            }
+            store.update(|text| text.push('!')).await.unwrap();
+        }),
         other => panic!("{other}"),
     }
 }
@@ -142,6 +159,25 @@ async fn killed_200_times_no_acknowledged_update_is_lost() {
 #[tokio::test]
 async fn killed_200_times_no_acknowledged_group_commit_is_lost() {
     kill("update by store", 200).await;
+}
+
+#[tokio::test]
+async fn a_file_size_limit_leaves_the_old_content_and_nothing_beside_it() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    save(&path, "small").await.unwrap();
+    // With the signal ignored, the system answers with an error.
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "processes::a_part_in_another_process", "--ignored"])
+        .env(PART, "limited")
+        .env(FILE, &path)
+        .output()
+        .unwrap();
+    assert!(limited.status.success(), "{}", String::from_utf8_lossy(&limited.stdout));
+    assert_eq!(load::<String>(&path).await.unwrap(), "small!");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "the file and its lock");
 }
 
 #[tokio::test(start_paused = true)]
