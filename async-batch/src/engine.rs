@@ -26,6 +26,9 @@ use crate::{ItemError, Settled, Stopped};
 /// items gives way about every thousand.
 const POLLS_PER_UNIT: u32 = 8;
 
+/// Slots made room for at once. Beyond, the list grows as it fills: a limit may be as good as none, and a hint wrong.
+const MOST_RESERVED: usize = 1 << 14;
+
 /// Keeps items under way, in slots that serve one item after another: no allocation per item.
 pub(crate) struct Engine<S: Source, W: Work<S::Item>, K: Keep<S::Item>> {
     plan: Plan,
@@ -361,6 +364,13 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
 
     fn make_slot(&mut self) -> usize {
         let at = self.slots.len();
+        if at == 1 {
+            // Items do wait: as many slots as there may be, which costs no memory before they are filled.
+            let items = self.source.as_ref().map_or(0, |source| source.size_hint().0);
+            let more = items.min(self.plan.limit().get()).min(MOST_RESERVED);
+            self.slots.reserve(more);
+            self.free.reserve(more);
+        }
         let waker = match self.block.as_ref().and_then(|block| block.waker(at)) {
             Some(waker) => waker,
             None => {
@@ -487,13 +497,17 @@ fn passed(deadline: Option<Instant>) -> bool {
 }
 
 /// Gives way to the rest of the task, and of the runtime, when the budget is used up: by our polls, or by what the items
-/// did in theirs.
+/// did in theirs. (What is polled without any budget is polled in vain, and comes out of order.)
 #[inline]
 fn spend(polls: &mut u32, cx: &mut Context<'_>) -> Poll<()> {
     *polls += 1;
     if *polls >= POLLS_PER_UNIT {
         ready!(coop::poll_proceed(cx)).made_progress();
         *polls = 0;
+    }
+    if !coop::has_budget_remaining() {
+        // Pending, and awake again once the others have had their turn.
+        drop(ready!(coop::poll_proceed(cx)));
     }
     Poll::Ready(())
 }

@@ -53,7 +53,9 @@ impl<F, N> Slot<F, N> {
 /// An item that panics as it is dropped with its gather costs nobody else anything.
 impl<F, N> Drop for Slot<F, N> {
     fn drop(&mut self) {
-        contained(|| self.future.set(None));
+        if self.future.is_some() {
+            contained(|| self.future.set(None));
+        }
     }
 }
 

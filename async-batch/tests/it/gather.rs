@@ -1,5 +1,5 @@
 use std::cell::Cell;
-use std::future::pending;
+use std::future::{Future as _, pending, poll_fn};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -208,4 +208,20 @@ async fn a_gather_goes_into_a_spawned_task() {
         outcomes.into_values()
     });
     assert_eq!(task.await.unwrap(), ["http://quotes/0", "http://quotes/1", "http://quotes/2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_wait_are_not_polled_in_vain_when_the_budget_is_used_up() {
+    let polls = Cell::new(0);
+    let item = |n: u32| {
+        let mut sleep = Box::pin(sleep(Duration::from_millis(5)));
+        let polls = &polls;
+        poll_fn(move |cx| {
+            polls.set(polls.get() + 1);
+            sleep.as_mut().poll(cx).map(|()| Ok::<_, ()>(n))
+        })
+    };
+    let outcomes = Gather::up_to::<1000>().run(0..1000, item).await;
+    assert_eq!(outcomes.values().len(), 1000);
+    assert_eq!(polls.get(), 2 * 1000);
 }
