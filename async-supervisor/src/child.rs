@@ -136,7 +136,7 @@ impl Child {
     }
 
     /// It is up when it calls [`ctx.ready()`](Context::ready): the next child is started only then. One that has not done so
-    /// after `limit` is stopped, and its start has failed.
+    /// after `limit` is stopped, and its start has failed. Zero is refused when the supervisor is started.
     pub fn with_readiness(mut self, limit: Duration) -> Self {
         self.rules().readiness = Some(limit);
         self
@@ -145,7 +145,7 @@ impl Child {
     /// It calls [`ctx.heartbeat()`](Context::heartbeat) at least this often once it is up. When a heartbeat is overdue, it is
     /// stopped, and that counts as a failure however it ends ([`Exit::MissedHeartbeat`](crate::Exit::MissedHeartbeat)).
     /// Zero is refused when the supervisor is started, and so is any for a supervisor or [tracked tasks](crate::Tasks::child), which never
-    /// call it.
+    /// call it, and one that is not longer than the period of a [periodic](Self::periodic) worker, whose ticks are its heartbeats.
     pub fn with_heartbeat(mut self, within: Duration) -> Self {
         self.rules().heartbeat = Some(within);
         self
@@ -186,6 +186,18 @@ impl Child {
                 "child.heartbeat",
                 &format!("{within:?}"),
                 "none, since supervisors and tracked tasks never beat",
+            );
+        }
+        if rules.readiness.is_some_and(|limit| limit.is_zero()) {
+            return wrong("child.readiness", "0ns", "more than zero");
+        }
+        if let (Some(within), Some(every)) = (rules.heartbeat, rules.every)
+            && within <= every.longest()
+        {
+            return wrong(
+                "child.heartbeat",
+                &format!("{within:?}"),
+                "more than its period and jitter, since its ticks are its heartbeats",
             );
         }
         self.launch.check()?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::worker::shielded;
 use crate::{Exit, Report, Stall};
 
 /// What a worker says of itself, with [`Context::report_health`](crate::Context::report_health).
@@ -203,13 +204,13 @@ impl Hub {
     }
 
     pub(crate) fn emit(&self, event: Event) {
-        crate::telemetry::record(&event);
+        shielded(|| crate::telemetry::record(&event));
         let sender = match &*self.channel() {
             Channel::Open(sender) => sender.clone(),
             Channel::Unused | Channel::Closed => return,
         };
         // Nobody may listen any more.
-        let _ = sender.send(event);
+        shielded(|| drop(sender.send(event)));
     }
 
     pub(crate) fn subscribe(&self) -> Events {

@@ -13,7 +13,7 @@ use crate::event::Hub;
 use crate::poll;
 use crate::state::{Core, Key, Phase, Stage, State, Verb};
 use crate::watchdog::Watchdog;
-use crate::worker::bury;
+use crate::worker::{bury, shielded};
 use crate::{
     Cause, Child, ChildSnapshot, ChildState, CommandError, Event, EventKind, Events, Exit, Report, Snapshot,
     Stalls, StartError, Strategy, SupervisorState, TaskFailure,
@@ -196,9 +196,14 @@ impl Shared {
         self.above.strong_count() == 0
     }
 
+    /// Tells those that wait for the start.
+    pub(crate) fn is_up(&self) {
+        shielded(|| self.progress.send_modify(|progress| progress.up = true));
+    }
+
     /// Tells those that wait for the end.
     pub(crate) fn is_over(&self, report: &Arc<Report>) {
-        self.progress.send_modify(|progress| progress.over = Some(Arc::clone(report)));
+        shielded(|| self.progress.send_modify(|progress| progress.over = Some(Arc::clone(report))));
     }
 
     /// After the end of the supervisor there is nobody to tell.

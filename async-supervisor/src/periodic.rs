@@ -76,6 +76,12 @@ impl Every {
         }
     }
 
+    /// How far apart two runs may be: the period and all of the jitter.
+    pub(crate) fn longest(&self) -> Duration {
+        let jitter = Duration::try_from_secs_f64(self.period.as_secs_f64() * self.jitter);
+        self.period.saturating_add(jitter.unwrap_or(Duration::MAX))
+    }
+
     /// The tick after the one at `tick`, whose run ended at `now`; `None` beyond the clock's end.
     fn next(&self, tick: Instant, now: Instant) -> Option<Instant> {
         match self.missed {

@@ -142,7 +142,7 @@ impl Supervisor {
     ///
     /// It wakes the runtime a few times per `limit` for a sign of life, and costs each poll of a worker about 50 ns. Zero is refused when
     /// the supervisor is started. A worker inside `tokio::task::block_in_place` counts as well: its thread is no longer the runtime's, which
-    /// cannot be seen from outside. Long work of that sort is better done by a [blocking](Child::blocking) child, which is not watched.
+    /// cannot be seen from outside. Where the system gives no thread for it, nothing is watched. Long work of that sort is better done by a [blocking](Child::blocking) child, which is not watched.
     pub fn with_watchdog(mut self, limit: Duration) -> Self {
         self.watchdog = Some(limit);
         self

@@ -224,7 +224,12 @@ pub(crate) fn said(panic: Box<dyn Any + Send>) -> Arc<str> {
 
 /// Drops what is a user's: if that panics, it must not take the supervisor along.
 pub(crate) fn bury<T>(value: T) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+    shielded(|| drop(value));
+}
+
+/// Does what may run code of a user's, a waker or a subscriber, say: if that panics, it must not take the supervisor along.
+pub(crate) fn shielded(call: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
         // What a panic carries may panic in its turn; it is better leaked.
         std::mem::forget(panic);
     }

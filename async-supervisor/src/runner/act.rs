@@ -12,7 +12,7 @@ use super::{Asked, Guard, Runner};
 use crate::context::{Beat, Run};
 use crate::event::EventKind;
 use crate::state::{Action, Answer, CommandId, Ending, Key, Note};
-use crate::worker::bury;
+use crate::worker::{bury, shielded};
 use crate::{Cause, CommandError, Context, MeltDown, Report};
 
 impl Runner {
@@ -43,7 +43,7 @@ impl Runner {
             Action::Start { key, epoch, attempt } => self.launch(key, epoch, attempt),
             Action::Cancel { key } => {
                 if let Some((run, _)) = self.run_of(key) {
-                    run.token.cancel();
+                    shielded(|| run.token.cancel());
                 }
             }
             // A supervisor is not aborted: it is told to abort what is below it.
@@ -79,7 +79,7 @@ impl Runner {
                 }
             }
             Action::Up => {
-                self.shared.progress.send_modify(|progress| progress.up = true);
+                self.shared.is_up();
                 self.emit(|| EventKind::Up);
                 up();
             }
@@ -97,8 +97,7 @@ impl Runner {
         let Some(asked) = self.replies.get_mut(id.0).and_then(Option::take) else { return };
         let Asked { reply, name, child } = asked;
         self.free.push(id);
-        // Who no longer waits for the answer does not want it.
-        let _ = reply.send(match answer {
+        let answer = match answer {
             Answer::Done => Ok(()),
             Answer::Exists => Err(CommandError::AlreadyExists(name)),
             Answer::Full => Err(CommandError::LimitReached(self.most)),
@@ -110,7 +109,9 @@ impl Runner {
             Answer::StartFailed(error) => Err(CommandError::StartFailed { name, error }),
             Answer::Blocked(by) => Err(CommandError::Blocked(by)),
             Answer::ShutDown => Err(CommandError::ShutDown),
-        });
+        };
+        // Who no longer waits for the answer does not want it.
+        shielded(|| drop(reply.send(answer)));
         bury(child);
     }
 

@@ -13,7 +13,7 @@ use crate::event::{Event, EventKind};
 use crate::handle::{Below, Message, Reply, Shared};
 use crate::state::{Action, CommandId, End, Key, Phase};
 use crate::watchdog::Leash;
-use crate::worker::{Launch, bury};
+use crate::worker::{Launch, bury, shielded};
 use crate::{Child, Exit, Report};
 
 /// Reports the end of a run to the supervisor, exactly once, however it ends.
@@ -28,7 +28,7 @@ impl Guard {
 
     pub(crate) fn ended(&mut self, exit: Exit) {
         let Some(run) = self.run.take() else { return };
-        run.token.cancel();
+        shielded(|| run.token.cancel());
         let text = exit.text();
         run.shared.send_now(Message::Exit { key: run.key, epoch: run.epoch, exit, text });
     }
@@ -241,7 +241,7 @@ impl Runner {
             }
             Message::Add { child, reply } => {
                 if let Err(error) = child.check(self.check) {
-                    let _ = reply.send(Err(error.into()));
+                    shielded(|| drop(reply.send(Err(error.into()))));
                     bury(child);
                     return;
                 }
@@ -266,7 +266,7 @@ impl Drop for Runner {
     fn drop(&mut self) {
         for unit in self.units.drain(..).flatten() {
             if let Some((run, abort)) = &unit.run {
-                run.token.cancel();
+                shielded(|| run.token.cancel());
                 if let Some(abort) = abort {
                     abort.abort();
                 }

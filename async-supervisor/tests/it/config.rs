@@ -47,6 +47,17 @@ async fn it_is_refused_by_field_and_value() {
             "invalid `child.heartbeat`: 0ns; expected more than zero, for child `a`",
         ),
         (
+            one().with_child(child("a").with_readiness(Duration::ZERO)),
+            "invalid `child.readiness`: 0ns; expected more than zero, for child `a`",
+        ),
+        (
+            one().with_child(
+                Child::periodic("a", Every::new(second).with_jitter(0.5), async |_: Context| {})
+                    .with_heartbeat(second),
+            ),
+            "invalid `child.heartbeat`: 1s; expected more than its period and jitter, since its ticks are its heartbeats, for child `a`",
+        ),
+        (
             one().with_child(child("a").with_backoff(Backoff::exponential(second, second / 2))),
             "invalid `backoff.cap`: 500ms; expected at least the base, for child `a`",
         ),

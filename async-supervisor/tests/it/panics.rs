@@ -154,3 +154,44 @@ async fn a_worker_that_panics_while_it_is_aborted_has_panicked() {
     }
     settle().await;
 }
+
+struct PanickyWaker;
+
+impl std::task::Wake for PanickyWaker {
+    fn wake(self: Arc<Self>) {
+        std::panic::resume_unwind(Box::new("in a waker"));
+    }
+}
+
+/// Polls it once with a waker that panics, and drops it.
+fn poll_badly<F: Future>(future: &mut std::pin::Pin<Box<F>>) {
+    let waker = std::task::Waker::from(Arc::new(PanickyWaker));
+    assert!(future.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn wakers_that_panic_do_not_take_the_supervisor_along() {
+    let log = Log::new();
+    let waits_badly = Child::new("waits badly", async |ctx: Context| {
+        let mut cancelled = Box::pin(ctx.cancelled());
+        poll_badly(&mut cancelled);
+        std::future::pending::<()>().await;
+    })
+    .with_shutdown(Shutdown::Abort);
+    let s = tolerant(Supervisor::one_for_one()).with_children([log.child("a"), waits_badly]).spawn().unwrap();
+    let mut ready = Box::pin(s.ready());
+    poll_badly(&mut ready);
+    settle().await;
+    let mut events = s.events();
+    let mut event = Box::pin(events.recv());
+    poll_badly(&mut event);
+    let mut add = Box::pin(s.add(idle("b")));
+    poll_badly(&mut add);
+    settle().await;
+    log.tell("a", Order::Fail).await;
+    assert_eq!(log.take(), "+a +a");
+    let snapshot = s.snapshot();
+    assert_eq!((snapshot.state, snapshot.children.len()), (SupervisorState::Running, 3));
+    let report = s.stop().await;
+    assert!(report.is_clean(), "{report}");
+}

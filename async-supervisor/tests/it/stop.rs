@@ -203,3 +203,33 @@ async fn a_tree_whose_work_is_done_at_once_was_ready_and_its_report_is_there() {
     assert!(matches!(&report.cause, Cause::AutoShutdown { child } if &**child == "job"), "{report}");
     s.ready().await.unwrap();
 }
+
+/// Ignores its token, whatever its time.
+fn deaf(name: &str) -> Child {
+    Child::new(name, async |_: Context| std::future::pending::<()>().await).with_shutdown(Shutdown::Wait)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_budget_of_the_root_holds_below_too() {
+    let sub = Supervisor::one_for_one().with_name("sub").with_children([deaf("a"), deaf("b")]);
+    let s = Supervisor::one_for_one().with_stop_budget(ms(450)).with_child(sub.into_child());
+    let s = up(s).await;
+    let started = Instant::now();
+    let report = s.stop().await;
+    let took = started.elapsed();
+    assert!((ms(450)..ms(455)).contains(&took), "{took:?}");
+    assert!(report.leaked.is_empty() && report.aborted.contains(&"sub/a".into()), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_below_is_forced_when_its_time_is_up() {
+    for (shutdown, within) in [(Shutdown::Timeout(ms(200)), ms(200)), (Shutdown::Abort, ms(0))] {
+        let sub = Supervisor::one_for_one().with_name("sub").with_children([deaf("a"), deaf("b")]);
+        let s = up(Supervisor::one_for_one().with_child(sub.into_child().with_shutdown(shutdown))).await;
+        let started = Instant::now();
+        s.stop_child("sub").await.unwrap();
+        let took = started.elapsed();
+        assert!((within..within + ms(5)).contains(&took), "{took:?}");
+        assert!(s.stop().await.is_clean());
+    }
+}

@@ -109,3 +109,31 @@ fn falls_and_restarts_are_logged_and_counted() {
         ]
     );
 }
+
+struct PanickySubscriber;
+
+impl Write for PanickySubscriber {
+    fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+        std::panic::resume_unwind(Box::new("in the log"))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_log_that_panics_harms_no_supervisor() {
+    let subscriber = tracing_subscriber::fmt().with_writer(|| PanickySubscriber).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    tracing::callsite::rebuild_interest_cache();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let log = Log::new();
+        let s = up(tolerant(Supervisor::one_for_one()).with_child(log.child("a"))).await;
+        log.tell("a", Order::Fail).await;
+        assert_eq!(log.take(), "+a +a");
+        assert!(s.stop().await.is_clean());
+    });
+}
