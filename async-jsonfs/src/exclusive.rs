@@ -16,6 +16,7 @@ use crate::lock::{self, Entry, Locked, REAL, SPELLED, Turn};
 use crate::ops::Ops;
 use crate::options::Options;
 use crate::target::Target;
+use crate::tell::{Event, tell};
 
 /// How far a call has got on its way to the file.
 enum Stage {
@@ -166,7 +167,10 @@ fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
             }
             Stage::MyTurn { target, entry, turn } => match lock::try_lock(ops, &target)? {
                 Ok(locked) => Stage::Mine { target, turn, locked: Some(locked) },
-                Err(lock) => return Ok(Progress::Wait { target, entry, turn, lock, work }),
+                Err(lock) => {
+                    tell(&target.path, &Event::Waiting);
+                    return Ok(Progress::Wait { target, entry, turn, lock, work });
+                }
             },
             Stage::Locked { target, entry, turn, locked } => {
                 if locked.counts(ops, &target)? {

@@ -28,6 +28,7 @@ mod replace;
 mod state;
 mod store;
 mod target;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod version;

@@ -12,6 +12,7 @@ use crate::job::refusal;
 use crate::ops::{DirId, Meta, Ops};
 use crate::options::{Durability, Options, ReadOnly, Symlinks};
 use crate::target::{Target, check_kind, is_temporary};
+use crate::tell::{Event, tell};
 use async_policy::Reason;
 use rustix::fs::FileType;
 
@@ -64,6 +65,14 @@ impl Replace<'_> {
     /// A sync that failed is never tried again on the same descriptor: the kernel has marked the pages clean ("Can
     /// Applications Recover from fsync Failures?", USENIX ATC 2020). The temporary file is thrown away instead.
     pub(crate) fn run(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
+        let replaced = self.replace(bytes, old);
+        let durable = self.options.durability == Durability::Durable;
+        let written = |_: &File| Event::Written { bytes: bytes.len(), durable };
+        tell(&self.target.path, &replaced.as_ref().map_or_else(Event::Failed, written));
+        replaced
+    }
+
+    fn replace(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
         let Self { ops, target, options, .. } = *self;
         sweep(ops, target);
         let (file, name, made) = self.create(old)?;

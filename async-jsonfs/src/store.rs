@@ -21,6 +21,7 @@ use crate::held::Held;
 use crate::job::{STORE, refusal};
 use crate::panics::let_go;
 use crate::state::{Next, Queue};
+use crate::tell::{Event, tell};
 
 type Changes<T> = Vec<Box<dyn Change<T>>>;
 
@@ -315,6 +316,7 @@ where
             disk.commit(held, &state, &mut batch, |fault| self.file.error(fault));
         *lock(&self.disk) = disk;
         let old = now.map(|now| std::mem::replace(&mut *lock(&self.committed), now));
+        tell(self.file.path(), &Event::Committed { changes: batch.len(), done: failed.is_none() });
         match failed {
             None => finish(batch, Ok(())),
             Some(fault) => finish(batch, Err(&self.file.error(fault))),

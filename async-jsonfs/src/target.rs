@@ -26,6 +26,8 @@ pub(crate) struct Target {
     pub(crate) dir: OwnedFd,
     pub(crate) name: OsString,
     pub(crate) dir_id: DirId,
+    /// To be shown.
+    pub(crate) path: PathBuf,
 }
 
 pub(crate) type Key = (DirId, OsString);
@@ -46,7 +48,7 @@ impl Target {
                         opened => opened.step("open the directory")?,
                     };
                     let dir_id = ops.identify(&dir).step("look at the directory")?;
-                    return Ok(Self { name: name.to_owned(), dir, dir_id });
+                    return Ok(Self { name: name.to_owned(), dir, dir_id, path });
                 }
             }
         }
