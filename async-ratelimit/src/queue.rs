@@ -1,5 +1,8 @@
 use std::time::Duration;
 
+use async_policy::{Deadline, Reason};
+use tokio::time::Instant;
+
 /// Who may wait, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
@@ -28,6 +31,20 @@ pub(crate) fn name<'de, D: serde::Deserializer<'de>>(
 impl Queue {
     /// Who finds no room is refused.
     pub(crate) const NONE: Self = Self { max_len: 0, max_wait: None };
+
+    /// When a waiter who comes now has to give up, and what to call it then.
+    pub(crate) fn patience(self) -> Option<(Instant, Reason)> {
+        let longest = self.max_wait.and_then(|wait| Instant::now().checked_add(wait));
+        let deadline = Deadline::current().map(Deadline::instant);
+        match (longest, deadline) {
+            (Some(longest), Some(deadline)) if deadline <= longest => {
+                Some((deadline, Reason::DeadlineTooClose))
+            }
+            (Some(longest), _) => Some((longest, Reason::WaitTooLong)),
+            (None, Some(deadline)) => Some((deadline, Reason::DeadlineTooClose)),
+            (None, None) => None,
+        }
+    }
 }
 
 /// What every builder here has, besides its limit: who may wait, and a name.

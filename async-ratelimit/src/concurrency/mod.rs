@@ -9,7 +9,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use async_policy::{ConfigError, Deadline, Name, PolicyKind, Reason, Rejection};
+use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
 use tokio::task::coop::{poll_proceed, unconstrained};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -269,20 +269,6 @@ impl Shared {
         }
     }
 
-    /// When a waiter who comes now has to give up, and what to call it then.
-    fn patience(&self) -> Option<(Instant, Reason)> {
-        let longest = self.queue.max_wait.and_then(|wait| Instant::now().checked_add(wait));
-        let deadline = Deadline::current().map(Deadline::instant);
-        match (longest, deadline) {
-            (Some(longest), Some(deadline)) if deadline <= longest => {
-                Some((deadline, Reason::DeadlineTooClose))
-            }
-            (Some(longest), _) => Some((longest, Reason::WaitTooLong)),
-            (None, Some(deadline)) => Some((deadline, Reason::DeadlineTooClose)),
-            (None, None) => None,
-        }
-    }
-
     #[inline]
     pub(crate) async fn acquire(&self, weight: u32) -> Result<Option<Instant>, Rejection> {
         // A loop whose acquires never wait must still let others on its thread have their turn.
@@ -293,7 +279,7 @@ impl Shared {
     #[cold]
     async fn wait(&self, weight: u32) -> Result<Option<Instant>, Rejection> {
         let mut ticket = Ticket::new(self, weight);
-        match self.patience() {
+        match self.queue.patience() {
             None => poll_fn(|cx| ticket.poll(cx, None)).await,
             Some((at, reason)) => {
                 let mut timer = pin!(sleep_until(at));

@@ -97,7 +97,11 @@ where
                     }
                     false => Reserved::Waiting(
                         Ticket::new(Arc::clone(&self.limit.shared), 1),
-                        self.limit.shared.patience().map(|(at, reason)| (Box::pin(sleep_until(at)), reason)),
+                        self.limit
+                            .shared
+                            .queue
+                            .patience()
+                            .map(|(at, reason)| (Box::pin(sleep_until(at)), reason)),
                     ),
                 },
                 Reserved::Waiting(ticket, timer) => {

@@ -88,15 +88,13 @@ impl<D: Desk> Wait<D> {
     }
 }
 
-/// How long a waiter who comes now is to wait at most.
-fn patience(queue: Queue) -> Option<(Duration, Reason)> {
-    // Who is to wait exactly so long is woken at the next tick.
-    let longest = queue.max_wait.map(|wait| (wait.saturating_add(TICK), Reason::WaitTooLong));
-    let deadline = Deadline::current().map(|deadline| (deadline.remaining(), Reason::DeadlineTooClose));
-    match (longest, deadline) {
-        (Some(longest), Some(deadline)) => Some(if deadline.0 <= longest.0 { deadline } else { longest }),
-        (longest, deadline) => longest.or(deadline),
-    }
+/// The instant, on the engine's clock, at which a waiter who has come `now` has waited long enough.
+fn patience(queue: Queue, now: u64) -> Option<(u64, Reason)> {
+    let (at, reason) = queue.patience()?;
+    // Who is to wait exactly as long as it may is woken at the next tick.
+    let slack = if reason == Reason::WaitTooLong { TICK } else { Duration::ZERO };
+    let wait = at.saturating_duration_since(Instant::now()).saturating_add(slack);
+    Some((now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)), reason))
 }
 
 impl<D: Desk> Ticket<D> {
@@ -114,10 +112,7 @@ impl<D: Desk> Ticket<D> {
             None => match self.join(waker.clone()) {
                 Ok((Joined::Taken, _)) => return Step::Done(Ok(())),
                 Ok((Joined::Waits(key, until), now)) => {
-                    let ends = |(wait, reason): (Duration, _)| {
-                        (now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)), reason)
-                    };
-                    let patience = patience(self.desk.queue()).map(ends);
+                    let patience = patience(self.desk.queue(), now);
                     let place = Place { key, since: stopwatch(), patience };
                     self.place = Some(place);
                     (place, until, now)
