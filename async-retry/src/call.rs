@@ -12,9 +12,9 @@ use pin_project_lite::pin_project;
 use tokio::task::coop::{poll_proceed, unconstrained};
 use tokio::time::Sleep;
 
-use crate::Retry;
 use crate::report::Record;
 use crate::retry::{Began, Past, Pause};
+use crate::{AttemptOutcome, Retry};
 
 /// How the attempts of a call are started and judged.
 pub(crate) trait Attempts {
@@ -64,9 +64,10 @@ pin_project! {
     pub(crate) struct Call<P, A, R>
     where
         A: Attempts,
+        R: Record<A::Value, A::Error>,
     {
         #[pin]
-        state: State<A::Future>,
+        state: State<A::Future, R::Output>,
         attempts: A,
         retry: P,
         story: Story<R>,
@@ -129,17 +130,19 @@ impl<R: Default> Story<R> {
 
 pin_project! {
     #[project = StateProjection]
-    enum State<F> {
+    enum State<F, O> {
         Starting,
         Running { #[pin] attempt: F },
         // Boxed as the past is.
         Timed { attempt: Pin<Box<Timed<F>>> },
         Pausing { timer: Pin<Box<Sleep>> },
         Yielding,
+        // Left here by what is out of line: an output that came back by its address could not stay in registers where it is made at once.
+        Over { output: Option<O> },
     }
 }
 
-impl<F> State<F> {
+impl<F, O> State<F, O> {
     #[inline]
     fn running(attempt: F, retry: &Retry) -> Self {
         match retry.attempt_timeout() {
@@ -155,12 +158,17 @@ impl<F> State<F> {
             Pause::Sleep(delay) => Self::Pausing { timer: Box::pin(tokio::time::sleep(delay)) },
         }
     }
+
+    const fn over(output: O) -> Self {
+        Self::Over { output: Some(output) }
+    }
 }
 
 impl<P, A, R> Call<P, A, R>
 where
     P: Borrow<Retry>,
     A: Attempts,
+    R: Record<A::Value, A::Error>,
 {
     /// A call whose first attempt is started when it is first polled.
     #[inline]
@@ -199,26 +207,29 @@ where
     #[allow(clippy::inline_always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R::Output> {
         let this = self.as_mut().project();
-        if R::ALL || !(*this.retry).borrow().is_plain() {
-            return self.go_on(cx);
+        if !R::ALL
+            && (*this.retry).borrow().is_plain()
+            && let StateProjection::Running { attempt } = this.state.project()
+        {
+            let attempts = &*this.attempts;
+            // Taken apart at once, because only the part that is there is then copied.
+            let (verdict, result) = match ready!(attempt.poll(cx)) {
+                Ok(value) => match attempts.classify(Ok(&value)).unwrap_or(Verdict::Success) {
+                    Verdict::Success => return Poll::Ready(R::finish(None, Ok(value))),
+                    verdict => (Some(verdict), Ok(value)),
+                },
+                Err(error) => {
+                    let result = Err(error);
+                    (verdict_of(&result, |answer| attempts.classify(answer)), result)
+                }
+            };
+            self.as_mut().end(verdict, result);
         }
-        let StateProjection::Running { attempt } = this.state.project() else { return self.go_on(cx) };
-        let attempts = &*this.attempts;
-        // Taken apart at once, because only the part that is there is then copied.
-        let (verdict, result) = match ready!(attempt.poll(cx)) {
-            Ok(value) => match attempts.classify(Ok(&value)).unwrap_or(Verdict::Success) {
-                Verdict::Success => return Poll::Ready(R::finish(None, Ok(value))),
-                verdict => (Some(verdict), Ok(value)),
-            },
-            Err(error) => {
-                let result = Err(error);
-                (verdict_of(&result, |answer| attempts.classify(answer)), result)
-            }
+        ready!(self.as_mut().go_on(cx));
+        let StateProjection::Over { output } = self.project().state.project() else {
+            unreachable!("it went on until it was over")
         };
-        match self.as_mut().end(verdict, result) {
-            ControlFlow::Break(output) => Poll::Ready(output),
-            ControlFlow::Continue(()) => self.go_on(cx),
-        }
+        Poll::Ready(output.take().expect("polled again after its end"))
     }
 }
 
@@ -230,10 +241,10 @@ where
     R: Record<A::Value, A::Error> + Default,
 {
     #[inline(never)]
-    fn go_on(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R::Output> {
-        loop {
-            let mut this = self.as_mut().project();
-            let retry: &Retry = (*this.retry).borrow();
+    fn go_on(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.as_mut().project();
+        let retry: &Retry = (*this.retry).borrow();
+        if !matches!(*this.state, State::Over { .. }) {
             if matches!(this.story, Story::New) && !retry.is_plain() {
                 *this.story = Story::Began(retry.begin());
             }
@@ -241,6 +252,10 @@ where
                 // A report begins with the call, also where its first attempt has been started.
                 this.story.past();
             }
+        }
+        loop {
+            let mut this = self.as_mut().project();
+            let retry: &Retry = (*this.retry).borrow();
             let result = match this.state.as_mut().project() {
                 StateProjection::Running { attempt } => ready!(this.story.run(|| attempt.poll(cx))),
                 StateProjection::Timed { attempt } => {
@@ -249,15 +264,17 @@ where
                 }
                 StateProjection::Starting => {
                     match ready!(this.story.run(|| this.attempts.poll_start(cx))) {
-                        Ok(attempt) => this.state.set(State::running(attempt, retry)),
+                        Ok(attempt) => {
+                            this.state.set(State::running(attempt, retry));
+                            if R::ALL {
+                                this.story.past().record.start();
+                            }
+                        }
                         Err(error) => {
                             let story = this.story.take();
                             retry.not_ready(story.attempts());
-                            return Poll::Ready(R::finish(story.into_record(), Err(error)));
+                            this.state.set(State::over(R::finish(story.into_record(), Err(error))));
                         }
-                    }
-                    if R::ALL {
-                        this.story.past().record.start();
                     }
                     continue;
                 }
@@ -271,51 +288,52 @@ where
                     this.state.set(State::Starting);
                     continue;
                 }
+                StateProjection::Over { .. } => return Poll::Ready(()),
             };
             let verdict = this.story.run(|| verdict_of(&result, |answer| this.attempts.classify(answer)));
-            if let ControlFlow::Break(output) = self.as_mut().end(verdict, result) {
-                return Poll::Ready(output);
-            }
+            self.as_mut().end(verdict, result);
         }
     }
 
     /// An attempt ended, and it is not a success that nobody watches.
     #[inline(never)]
-    fn end(
-        self: Pin<&mut Self>,
-        verdict: Option<Verdict>,
-        result: Result<A::Value, A::Error>,
-    ) -> ControlFlow<R::Output> {
+    fn end(self: Pin<&mut Self>, verdict: Option<Verdict>, result: Result<A::Value, A::Error>) {
         let mut this = self.project();
         let retry: &Retry = (*this.retry).borrow();
         let repeatable = this.attempts.is_repeatable();
+        if !R::ALL
+            && repeatable
+            && verdict == Some(Verdict::Transient)
+            && retry.goes_on_at_once(this.story.attempts())
+        {
+            let past = this.story.past();
+            past.progress.attempts += 1;
+            past.record.keep(result, AttemptOutcome::Transient);
+            this.state.set(State::Starting);
+            return;
+        }
         // Taken out: where the call ends it is over, however long its future is kept.
-        let pause = match this.story.take() {
+        let next = match this.story.take() {
             Story::Past(mut past) => match retry.settle(&mut past, repeatable, verdict, result) {
-                ControlFlow::Break(result) => {
-                    return ControlFlow::Break(R::finish(Some(past.record), result));
-                }
+                ControlFlow::Break(result) => State::over(R::finish(Some(past.record), result)),
                 ControlFlow::Continue(pause) => {
                     *this.story = Story::Past(past);
-                    pause
+                    State::after(pause)
                 }
             },
             story => {
                 let mut past = story.into_past();
                 match retry.settle(&mut past, repeatable, verdict, result) {
-                    ControlFlow::Break(result) => {
-                        return ControlFlow::Break(R::finish(Some(past.record), result));
-                    }
+                    ControlFlow::Break(result) => State::over(R::finish(Some(past.record), result)),
                     ControlFlow::Continue(pause) => {
                         *this.story = Story::Past(Box::new(past));
-                        pause
+                        State::after(pause)
                     }
                 }
             }
         };
-        // The failed attempt is dropped here: what it held is free before the next one asks for it.
-        this.state.set(State::after(pause));
-        ControlFlow::Continue(())
+        // The ended attempt is dropped here: what it held is free before the next one asks for it.
+        this.state.set(next);
     }
 }
 
