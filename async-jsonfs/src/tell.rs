@@ -16,7 +16,7 @@ pub(crate) enum Event<'a> {
     /// A change waits for another process.
     Waiting,
     /// A store's commit is over: how many changes there were in it.
-    Committed { changes: usize, done: bool },
+    Committed { changes: usize },
 }
 
 /// It runs in the job that has the file. A panic of a subscriber or a recorder stays here.
@@ -38,7 +38,7 @@ fn trace(path: &Path, event: &Event<'_>) {
         }
         Event::Failed(Fault { kind, .. }) => tracing::warn!(path, cause = ?kind, "file not replaced"),
         Event::Waiting => tracing::debug!(path, "waiting for another process"),
-        Event::Committed { changes, done } => tracing::debug!(path, changes, done, "commit over"),
+        Event::Committed { changes } => tracing::debug!(path, changes, "commit over"),
     }
 }
 
@@ -55,7 +55,7 @@ fn measure(event: &Event<'_>) {
         Event::Failed(Fault { outcome: Outcome::Visible, .. }) => wrote("durability_unknown"),
         Event::Failed(_) => wrote("failed"),
         Event::Waiting => metrics::counter!("jsonfs_lock_waits_total").increment(1),
-        Event::Committed { changes, .. } => {
+        Event::Committed { changes } => {
             metrics::histogram!("jsonfs_commit_changes").record(*changes as f64);
         }
     }
