@@ -193,6 +193,10 @@ impl Drop for Gate {
 }
 
 impl Bar {
+    fn is_open(&self) -> bool {
+        *self.open.lock().unwrap()
+    }
+
     /// Blocks the thread.
     pub(crate) fn wait(&self) {
         drop(self.opened.wait_while(self.open.lock().unwrap(), |open| !*open).unwrap());
@@ -228,13 +232,17 @@ impl Drop for Present {
     }
 }
 
-/// A worker on a thread of its own that is deaf to its token until the gate is opened.
+/// A worker on a thread of its own that is deaf to its token and ends when the gate is opened. Started after that, it obeys.
 pub(crate) fn deaf(name: &str, gate: &Gate, roll: &Roll) -> Child {
     let (bar, roll, path) = (gate.bar(), roll.clone(), name.to_owned());
     Child::blocking(name, move |ctx: Context| {
         let _present = roll.enter(&path);
         ctx.ready();
-        bar.wait();
+        if bar.is_open() {
+            tokio::runtime::Handle::current().block_on(ctx.cancelled());
+        } else {
+            bar.wait();
+        }
     })
     .with_readiness(secs(3600))
     .with_shutdown(Shutdown::Timeout(ms(1)))
