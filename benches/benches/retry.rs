@@ -1,27 +1,63 @@
-//! Retry: `cargo bench -p benches --bench retry`.
+//! Retry and hedge: `cargo bench -p benches --bench retry`.
+//!
+//! Each row has the peers that can do its work in that shape: a call borrows its policy, a tower service gives its future away.
 
 use std::future::ready;
 use std::hint::black_box;
-use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use async_retry::{Backoff, Failure, Hedge, Policy, Retry, RetryLayer};
+use async_retry::{Backoff, Failure, Hedge, HedgeLayer, Policy, Retry, RetryLayer};
 use backon::Retryable;
 use benches::{Table, block_on};
+use tokio::time::Sleep;
+use tokio_retry2::{RetryError, strategy};
 use tower::util::service_fn;
-use tower::{Service, ServiceBuilder, ServiceExt};
+use tower::{Layer, Service, ServiceExt};
+
+/// A call of each of `0..n`.
+macro_rules! calls {
+    (|$i:ident| $call:expr) => {
+        |n| {
+            block_on(async {
+                for $i in 0..n {
+                    let _ = black_box($call.await);
+                }
+            })
+        }
+    };
+}
+
+/// The same through a tower service.
+macro_rules! served {
+    ($service:expr) => {{
+        let mut service = $service;
+        move |n| {
+            block_on(async {
+                for i in 0..n {
+                    let _ = black_box(service.ready().await.unwrap().call(i).await);
+                }
+            })
+        }
+    }};
+}
+
+/// What is called: succeeds at once.
+fn good<E>(n: u64) -> std::future::Ready<Result<u64, E>> {
+    ready(Ok(black_box(n)))
+}
 
 /// Fails twice, then succeeds, again and again.
-#[derive(Default)]
-struct TwiceBad(std::sync::atomic::AtomicU32);
-
-impl TwiceBad {
-    fn next(&self) -> Result<u64, ()> {
-        use std::sync::atomic::Ordering::Relaxed;
-        // One thread only: cheaper than an atomic addition.
-        let n = self.0.load(Relaxed);
-        self.0.store(n.wrapping_add(1), Relaxed);
-        if n % 3 == 2 { Ok(7) } else { Err(()) }
+fn flaky<E: 'static>(
+    bad: impl Fn() -> E + Copy + 'static,
+) -> impl Fn() -> std::future::Ready<Result<u64, E>> + Copy {
+    // One thread only: cheaper than an atomic addition. Leaked, because services are cloned.
+    let count: &'static AtomicU32 = Box::leak(Box::default());
+    move || {
+        let n = count.load(Relaxed);
+        count.store(n.wrapping_add(1), Relaxed);
+        ready(if n % 3 == 2 { Ok(7) } else { Err(bad()) })
     }
 }
 
@@ -33,7 +69,7 @@ struct Sleeping {
 }
 
 impl<R: Clone, T, E> tower::retry::Policy<R, T, E> for Sleeping {
-    type Future = std::pin::Pin<Box<tokio::time::Sleep>>;
+    type Future = Pin<Box<Sleep>>;
 
     fn retry(&mut self, _: &mut R, result: &mut Result<T, E>) -> Option<Self::Future> {
         if result.is_ok() || self.left == 0 {
@@ -47,18 +83,6 @@ impl<R: Clone, T, E> tower::retry::Policy<R, T, E> for Sleeping {
         Some(request.clone())
     }
 }
-
-/// An error as tower-resilience wants it.
-#[derive(Clone, Debug)]
-struct Refused;
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("refused")
-    }
-}
-
-impl std::error::Error for Refused {}
 
 /// tower's hedge repeats everything.
 #[derive(Clone)]
@@ -74,194 +98,146 @@ impl<R: Clone> tower::hedge::Policy<R> for Always {
     }
 }
 
+/// An error as tower-resilience wants it.
+#[derive(Clone, Debug)]
+struct Refused;
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("refused")
+    }
+}
+
+impl std::error::Error for Refused {}
+
+type Resilience = tower_resilience::retry::RetryLayer<u64, u64, Refused>;
+
+type Belt = seatbelt::ResilienceContext<u64, Result<u64, ()>>;
+
+/// What seatbelt is told of a result.
+fn recovery<T, E>(result: &Result<T, E>) -> seatbelt::RecoveryInfo {
+    if result.is_ok() { seatbelt::RecoveryInfo::never() } else { seatbelt::RecoveryInfo::retry() }
+}
+
 fn main() {
     let mut table = Table::new("retry");
     let delay = Duration::from_millis(100);
+    let belt: Belt = seatbelt::ResilienceContext::new(block_on(async { tick::Clock::new_tokio() }));
+    let belted = |delay| {
+        seatbelt::retry::Retry::layer("retry", &belt)
+            .clone_input()
+            .recovery_with(|result, _| recovery(result))
+            .base_delay(delay)
+            .max_retry_attempts(2)
+    };
+    let hedged = || {
+        seatbelt::hedging::Hedging::layer("hedge", &belt)
+            .clone_input()
+            .recovery_with(|result, _| recovery(result))
+            .hedging_delay(delay)
+    };
+    let resilience = |delay| Resilience::builder().max_attempts(3).fixed_backoff(delay).build();
 
     let retry = Retry::new(Backoff::exponential(delay)).unwrap();
+    let builder = backon::ExponentialBuilder::default();
+    let seatbelt = layered::Layer::layer(&belted(delay), layered::Execute::new(good::<()>));
     table
         .row("success at first try")
-        .ours("async-retry", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(retry.call(|| ready(Ok::<_, ()>(black_box(i)))).await);
-                }
-            });
-        })
-        .peer("backon", |n| {
-            block_on(async {
-                let builder = backon::ExponentialBuilder::default();
-                for i in 0..n {
-                    let _ = black_box((|| ready(Ok::<_, ()>(black_box(i)))).retry(builder).await);
-                }
-            });
-        })
-        .peer("tokio-retry2", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let strategy = tokio_retry2::strategy::ExponentialBackoff::from_millis(100).take(2);
-                    let call = tokio_retry2::Retry::spawn(strategy, || {
-                        ready(Ok::<_, tokio_retry2::RetryError<()>>(black_box(i)))
-                    });
-                    let _ = black_box(call.await);
-                }
-            });
-        })
-        .peer("backoff", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let policy = backoff::ExponentialBackoff::default();
-                    let _ = black_box(
-                        backoff::future::retry(policy, || ready(Ok::<_, backoff::Error<()>>(black_box(i))))
-                            .await,
-                    );
-                }
-            });
-        })
+        .ours("async-retry", calls!(|i| retry.call(|| good::<()>(i))))
+        .peer("backon", calls!(|i| (|| good::<()>(i)).retry(builder)))
+        .peer(
+            "tokio-retry2",
+            calls!(|i| {
+                let delays = strategy::ExponentialBackoff::from_millis(100).take(2);
+                tokio_retry2::Retry::spawn(delays, || good::<RetryError<()>>(i))
+            }),
+        )
+        .peer(
+            "backoff",
+            calls!(|i| {
+                let policy = backoff::ExponentialBackoff::default();
+                backoff::future::retry(policy, || good::<backoff::Error<()>>(i))
+            }),
+        )
+        .peer("seatbelt", calls!(|i| layered::Service::execute(&seatbelt, i)))
         .run();
 
-    let none = Retry::new(Backoff::none()).unwrap().with_max_attempts(NonZeroU32::new(3).unwrap());
-    let (a, b, c) = (TwiceBad::default(), TwiceBad::default(), TwiceBad::default());
+    let none = Retry::new(Backoff::none()).unwrap();
+    let builder = backon::ConstantBuilder::new().with_delay(Duration::ZERO).with_max_times(2);
+    let (a, b, c) = (flaky(|| ()), flaky(|| ()), flaky(|| RetryError::transient(())));
+    let (d, e) = (flaky(|| backoff::Error::transient(())), flaky(|| ()));
+    let seatbelt = layered::Layer::layer(&belted(Duration::ZERO), layered::Execute::new(move |_: u64| e()));
     table
         .row("two failures, no delay")
-        .ours("async-retry", |n| {
-            block_on(async {
-                for _ in 0..n {
-                    let _ = black_box(none.call(|| ready(a.next())).await);
-                }
-            });
-        })
-        .peer("backon", |n| {
-            block_on(async {
-                let builder = backon::ConstantBuilder::new().with_delay(Duration::ZERO).with_max_times(2);
-                for _ in 0..n {
-                    let _ = black_box((|| ready(b.next())).retry(builder).await);
-                }
-            });
-        })
-        .peer("tokio-retry2", |n| {
-            block_on(async {
-                for _ in 0..n {
-                    let strategy = std::iter::repeat_n(Duration::ZERO, 2);
-                    let call = tokio_retry2::Retry::spawn(strategy, || {
-                        ready(c.next().map_err(tokio_retry2::RetryError::transient))
-                    });
-                    let _ = black_box(call.await);
-                }
-            });
-        })
+        .ours("async-retry", calls!(|_i| none.call(a)))
+        .peer("backon", calls!(|_i| b.retry(builder)))
+        .peer(
+            "tokio-retry2",
+            calls!(|_i| tokio_retry2::Retry::spawn(std::iter::repeat_n(Duration::ZERO, 2), c)),
+        )
+        .peer("backoff", calls!(|_i| backoff::future::retry(backoff::backoff::Zero {}, d)))
+        .peer("seatbelt", calls!(|i| layered::Service::execute(&seatbelt, i)))
         .run();
 
-    let inner = || service_fn(|n: u64| ready(Ok::<_, Failure<()>>(black_box(n))));
-    let mut ours = ServiceBuilder::new().layer(RetryLayer::new(retry.clone())).service(inner());
-    let mut towers = ServiceBuilder::new().retry(Sleeping { left: 2, delay }).service(inner());
+    // The same service for both: its error has room for a refusal.
     table
         .row("tower success")
-        .ours("async-retry", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(ours.ready().await.unwrap().call(i).await);
-                }
-            });
-        })
-        .peer("tower", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(towers.ready().await.unwrap().call(i).await);
-                }
-            });
-        })
-        .run();
-    let bare = || service_fn(|n: u64| ready(Ok::<_, Refused>(black_box(n))));
-    let mut ours = ServiceBuilder::new().layer(RetryLayer::new(retry.clone())).service(inner());
-    let mut resilience = ServiceBuilder::new()
-        .layer(
-            tower_resilience::retry::RetryLayer::<u64, u64, Refused>::builder()
-                .max_attempts(3)
-                .exponential_backoff(delay)
-                .build(),
+        .ours("async-retry", served!(RetryLayer::new(retry).layer(service_fn(good::<Failure<()>>))))
+        .peer(
+            "tower",
+            served!(
+                tower::retry::RetryLayer::new(Sleeping { left: 2, delay })
+                    .layer(service_fn(good::<Failure<()>>))
+            ),
         )
-        .service(bare());
-    let context = seatbelt::ResilienceContext::new(block_on(async { tick::Clock::new_tokio() }));
-    let recovery = |result: &Result<u64, ()>, _: seatbelt::retry::RecoveryArgs<'_>| match result {
-        Ok(_) => seatbelt::RecoveryInfo::never(),
-        Err(()) => seatbelt::RecoveryInfo::retry(),
-    };
-    let belt = layered::Stack::into_service((
-        seatbelt::retry::Retry::layer("retry", &context).clone_input().recovery_with(recovery),
-        layered::Execute::new(|n: u64| ready(Ok::<u64, ()>(black_box(n)))),
-    ));
+        .peer("tower-resilience", served!(resilience(delay).layer(service_fn(good::<Refused>))))
+        .peer("seatbelt", served!(layered::Layer::layer(&belted(delay), service_fn(good::<()>))))
+        .run();
+
+    let (a, b) = (flaky(|| Failure::Operation(())), flaky(|| Failure::Operation(())));
+    let (c, d) = (flaky(|| Refused), flaky(|| ()));
     table
-        .row("service success, the whole families")
-        .ours("async-retry", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(ours.ready().await.unwrap().call(i).await);
-                }
-            });
-        })
-        .peer("tower-resilience", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(resilience.ready().await.unwrap().call(i).await);
-                }
-            });
-        })
-        .peer("seatbelt", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(layered::Service::execute(&belt, i).await);
-                }
-            });
-        })
+        .row("tower, two failures, no delay")
+        .ours("async-retry", served!(RetryLayer::new(none).layer(service_fn(move |_: u64| a()))))
+        .peer(
+            "tower",
+            served!(
+                tower::retry::RetryLayer::new(Sleeping { left: 2, delay: Duration::ZERO })
+                    .layer(service_fn(move |_: u64| b()))
+            ),
+        )
+        .peer("tower-resilience", served!(resilience(Duration::ZERO).layer(service_fn(move |_: u64| c()))))
+        .peer(
+            "seatbelt",
+            served!(layered::Layer::layer(&belted(Duration::ZERO), service_fn(move |_: u64| d()))),
+        )
         .run();
 
     let hedge = Hedge::after(delay);
-    let mut towers = tower::hedge::Hedge::new(bare(), Always, 10, 0.9, Duration::from_secs(60));
-    let mut resilience = ServiceBuilder::new()
-        .layer(tower_resilience::hedge::HedgeLayer::builder().delay(delay).max_hedged_attempts(2).build())
-        .service(bare());
-    let recovery = |result: &Result<u64, ()>, _: seatbelt::hedging::RecoveryArgs<'_>| match result {
-        Ok(_) => seatbelt::RecoveryInfo::never(),
-        Err(()) => seatbelt::RecoveryInfo::retry(),
-    };
-    let belt = layered::Stack::into_service((
-        seatbelt::hedging::Hedging::layer("hedge", &context)
-            .clone_input()
-            .recovery_with(recovery)
-            .hedging_delay(delay),
-        layered::Execute::new(|n: u64| ready(Ok::<u64, ()>(black_box(n)))),
-    ));
+    let seatbelt = layered::Layer::layer(&hedged(), layered::Execute::new(good::<()>));
     table
         .row("hedge not fired")
-        .ours("async-retry", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(hedge.call(|| ready(Ok::<_, ()>(black_box(i)))).await);
-                }
-            });
-        })
-        .peer("tower", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(towers.ready().await.unwrap().call(i).await);
-                }
-            });
-        })
-        .peer("tower-resilience", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(resilience.ready().await.unwrap().call(i).await);
-                }
-            });
-        })
-        .peer("seatbelt", |n| {
-            block_on(async {
-                for i in 0..n {
-                    let _ = black_box(layered::Service::execute(&belt, i).await);
-                }
-            });
-        })
+        .ours("async-retry", calls!(|i| hedge.call(|| good::<()>(i))))
+        .peer("seatbelt", calls!(|i| layered::Service::execute(&seatbelt, i)))
+        .run();
+
+    let resilience =
+        tower_resilience::hedge::HedgeLayer::builder().delay(delay).max_hedged_attempts(2).build();
+    table
+        .row("tower hedge not fired")
+        .ours("async-retry", served!(HedgeLayer::new(hedge.clone()).layer(service_fn(good::<Failure<()>>))))
+        .peer(
+            "tower",
+            served!(tower::hedge::Hedge::new(
+                service_fn(good::<Refused>),
+                Always,
+                10,
+                0.9,
+                Duration::from_secs(60)
+            )),
+        )
+        .peer("tower-resilience", served!(resilience.layer(service_fn(good::<Refused>))))
+        .peer("seatbelt", served!(layered::Layer::layer(&hedged(), service_fn(good::<()>))))
         .run();
     table.finish();
 }
