@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -180,16 +181,19 @@ fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
                 }
             }
             Stage::Mine { target, turn, mut locked } => {
-                let done = work(&Held { ops, target: &target, options, cancelled });
-                if done.as_ref().is_err_and(|fault| fault.outcome == Outcome::NotWritten)
-                    && let Some(locked) = locked.take()
-                {
+                let held = Held { ops, target: &target, options, cancelled };
+                let done = catch_unwind(AssertUnwindSafe(|| work(&held)));
+                let failed = match &done {
+                    Ok(done) => done.as_ref().is_err_and(|fault| fault.outcome == Outcome::NotWritten),
+                    Err(_) => true,
+                };
+                if failed && let Some(locked) = locked.take() {
                     locked.forget(ops, &target);
                 }
                 // The other processes first: the next call of this one may then try the lock.
                 drop(locked);
                 drop(turn);
-                return Ok(Progress::Done(done));
+                return Ok(Progress::Done(done.unwrap_or_else(|panic| resume_unwind(panic))));
             }
         };
     }

@@ -243,6 +243,10 @@ async fn a_call_that_fails_leaves_no_lock_file_that_was_not_there() {
     fs::write(&path, "{").unwrap();
     update(&path, |_: &mut Map| ()).await.unwrap_err();
     assert_eq!(left(), ["a.json"]);
+    fs::write(&path, "{}").unwrap();
+    let panics = update(path.clone(), |_: &mut Map| panic!("boom"));
+    assert!(tokio::spawn(panics).await.unwrap_err().is_panic());
+    assert_eq!(left(), ["a.json"]);
     save(&path, 1).await.unwrap();
     update(&path, |_: &mut Map| ()).await.unwrap_err();
     assert_eq!(left().len(), 2);
