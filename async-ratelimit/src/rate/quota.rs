@@ -20,9 +20,10 @@ pub const LONGEST_BURST: Duration = Duration::from_secs(10 * 365 * 86_400);
 ///
 /// # Waiting and small bursts
 ///
-/// Timers tick once per millisecond. A limiter that sleeps finds at each tick at most `burst` cells, so at a burst below
-/// `rate * 1 ms` it cannot reach its rate: [`waiting_rate`](Self::waiting_rate) says what it can. A limit
-/// with such a quota and a queue warns when it is built (feature `tracing`).
+/// Timers tick once per millisecond. Who sleeps finds at each tick at most `burst` cells, so at a burst below `rate * 1 ms` waiting
+/// callers cannot reach the rate; and they wake up to a tick late, which at a burst of 1 is lost each time.
+/// [`waiting_rate`](Self::waiting_rate) says what they can reach. A limit with a queue and such a quota (where a burst of 1 costs more than
+/// a tenth of the rate) warns when it is built, with the feature `tracing`.
 ///
 /// ```
 /// use async_ratelimit::Quota;
@@ -30,6 +31,10 @@ pub const LONGEST_BURST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// let smooth = Quota::per_second(50_000).with_burst(1);
 /// assert_eq!(smooth.waiting_rate(), 1_000.0);
 /// assert_eq!(smooth.with_burst(100).waiting_rate(), 50_000.0);
+/// // One cell per 2 ms, taken up to a tick late: one per 3 ms.
+/// let slower = Quota::per_second(500).with_burst(1);
+/// assert_eq!(slower.waiting_rate().round(), 333.0);
+/// assert_eq!(slower.with_burst(2).waiting_rate(), 500.0);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a quota does nothing by itself"]
@@ -107,15 +112,21 @@ impl Quota {
         1e9 / self.interval().as_nanos() as f64
     }
 
-    /// The rate in cells per second that callers who wait can get out of it, given timers that tick once per millisecond.
+    /// The rate in cells per second that callers who wait can get out of it, given timers that tick once per millisecond: at
+    /// most `burst` cells per tick, and at a burst of 1 one cell at the first tick after each interval.
     #[must_use]
     pub fn waiting_rate(&self) -> f64 {
-        self.rate().min(f64::from(self.burst()) * 1e9 / TICK.as_nanos() as f64)
+        let ticks = match self.burst() {
+            1 => self.interval().as_nanos() / TICK.as_nanos() + 1,
+            _ => 1,
+        };
+        let per_tick = f64::from(self.burst()) / ticks as f64;
+        self.rate().min(per_tick * 1e9 / TICK.as_nanos() as f64)
     }
 
-    /// Whether the burst is too small for callers who wait to reach the rate.
+    /// Whether the burst is too small for callers who wait to reach the rate, by more than what is lost here and there anyway.
     pub(crate) fn is_too_fine(&self) -> bool {
-        self.interval().saturating_mul(self.burst()) < TICK
+        self.interval().saturating_mul(self.burst()) < TICK || self.waiting_rate() < 0.9 * self.rate()
     }
 
     /// The burst, if everything makes sense.

@@ -69,7 +69,12 @@ async fn a_quota_that_waiting_callers_cannot_reach_is_warned_of() {
     // Nobody waits without a queue.
     RateLimit::builder(fine).build().unwrap();
     RateLimit::builder(fine.with_burst(50)).with_queue(10, None).build().unwrap();
+    RateLimit::builder(Quota::per_second(100).with_burst(1)).with_queue(10, None).build().unwrap();
     assert_eq!(log.lines(), [""; 0]);
+    for lossy in [Quota::per_second(500).with_burst(1), Quota::per_second(1_050).with_burst(1)] {
+        RateLimit::builder(lossy).with_queue(10, None).build().unwrap();
+        assert_eq!(log.lines().len(), 1);
+    }
     let limit = RateLimit::builder(fine).with_queue(10, None).build().unwrap();
     let [line] = log.lines().try_into().unwrap();
     assert!(
