@@ -179,14 +179,10 @@ impl Shared {
     }
 
     /// A tracked task of a child failed.
-    pub(crate) fn task_failed(&self, run: &Run, failed: u64, failure: TaskFailure) {
-        let text = match failed {
-            1 => failure.to_string(),
-            _ => format!("{failed} tasks failed, at last {failure}"),
-        };
+    pub(crate) fn task_failed(&self, run: &Run, text: Arc<str>, failure: TaskFailure) {
         let TaskFailure { task, exit } = failure;
         let name = format!("{}/{task}", run.name).into();
-        self.core().task_failed(run.key, run.epoch, text.into(), name, exit.clone());
+        self.core().task_failed(run.key, run.epoch, text, name, exit.clone());
         let child = Arc::clone(&run.name);
         let kind = EventKind::TaskFailed { child, task, exit };
         self.hub.emit(Event { supervisor: Arc::clone(&self.path), kind });

@@ -336,8 +336,9 @@ impl Tasks {
         report
     }
 
-    /// Makes a child that looks after these tasks: each failure becomes an [`EventKind::TaskFailed`](crate::EventKind::TaskFailed) and the child's
-    /// last error in snapshots, with the number of failures so far. When it is stopped it takes no more tasks and waits for those that run;
+    /// Makes a child that looks after these tasks: each failure becomes an [`EventKind::TaskFailed`](crate::EventKind::TaskFailed), and snapshots
+    /// show as the child's last error how many there were, the first and the last. Who needs each of them listens to the events, or has the
+    /// feature `tracing`. When it is stopped it takes no more tasks and waits for those that run;
     /// what fails then is in the [report](crate::Report::failed). If it is aborted because they take too long, so are they. Started again, it takes tasks again.
     /// It has no heartbeat: one is refused when the supervisor is started.
     pub fn child(&self) -> Child {
@@ -347,9 +348,14 @@ impl Tasks {
             ctx.ready();
             let abort = AbortOnDrop(&tasks);
             let mut failed = 0;
+            let mut first: Option<Arc<str>> = None;
             let mut report = |failure: TaskFailure| {
                 failed += 1;
-                ctx.run.shared.task_failed(&ctx.run, failed, failure);
+                let text = match &first {
+                    None => Arc::clone(first.insert(failure.to_string().into())),
+                    Some(first) => format!("{failed} tasks failed: first {first}; last {failure}").into(),
+                };
+                ctx.run.shared.task_failed(&ctx.run, text, failure);
             };
             while let Some(failure) = ctx.token().run_until_cancelled(tasks.next_failure()).await {
                 // Closed by somebody else: nothing comes until it is stopped.

@@ -202,7 +202,10 @@ async fn as_a_child_failures_leave_a_trace_without_a_listener_too() {
         .await
         .unwrap();
     settle().await;
-    assert_eq!(&*last(), "2 tasks failed, at last task `welcome` panicked: boom");
+    assert_eq!(
+        &*last(),
+        "2 tasks failed: first task `invoice` failed: no paper; last task `welcome` panicked: boom"
+    );
     assert!(s.stop().await.is_clean());
 }
 
