@@ -50,15 +50,15 @@ pub const DEFAULT_MAX_EXTRA: NonZeroU32 = NonZeroU32::MIN;
 /// One extra attempt, no budget, no listener, no name.
 #[derive(Clone, Debug)]
 pub struct Hedge {
-    config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
 }
 
 #[derive(Clone, Debug)]
-struct Config {
-    delay: Delay,
+pub(crate) struct Config {
+    pub(crate) delay: Delay,
     max_extra: NonZeroU32,
     budget: Option<Budget>,
-    watch: Watch,
+    pub(crate) watch: Watch,
 }
 
 /// What a hedged call needs from its start.
@@ -70,7 +70,7 @@ pub(crate) struct Hedging {
 }
 
 #[derive(Clone, Debug)]
-enum Delay {
+pub(crate) enum Delay {
     Fixed(Duration),
     Tracked(Arc<Latencies>),
 }

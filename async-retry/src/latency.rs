@@ -10,6 +10,8 @@ const EVERY: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Latencies {
     percentile: f64,
+    #[cfg(feature = "serde")]
+    initial: Duration,
     nanos: Box<[AtomicU64]>,
     recorded: AtomicUsize,
     threshold: AtomicU64,
@@ -19,10 +21,22 @@ impl Latencies {
     pub(crate) fn new(percentile: f64, initial: Duration) -> Self {
         Self {
             percentile,
+            #[cfg(feature = "serde")]
+            initial,
             nanos: (0..WINDOW).map(|_| AtomicU64::new(0)).collect(),
             recorded: AtomicUsize::new(0),
             threshold: AtomicU64::new(nanos(initial)),
         }
+    }
+
+    #[cfg(feature = "serde")]
+    pub(crate) const fn percentile(&self) -> f64 {
+        self.percentile
+    }
+
+    #[cfg(feature = "serde")]
+    pub(crate) const fn initial(&self) -> Duration {
+        self.initial
     }
 
     pub(crate) fn threshold(&self) -> Duration {

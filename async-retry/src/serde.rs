@@ -15,6 +15,8 @@ use crate::backoff::{Curve, DEFAULT_BASE, Shape};
 use crate::budget::Kind;
 use crate::{AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST, Backoff, Budget, Jitter, Retry};
 
+mod hedge;
+
 /// A number, a truth value or a text.
 #[derive(Clone)]
 struct Text(String);

@@ -3,7 +3,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_policy::{PolicyKind, Reason, TimedOut};
-use async_retry::{AttemptOutcome, Backoff, Event, Failure, Rejection, Retry, StopReason};
+use async_retry::{
+    AttemptOutcome, Backoff, Event, Failure, Operation, Rejection, Retry, StopReason, Verdict,
+};
 use tokio::time::sleep;
 
 use crate::attempts;
@@ -112,4 +114,7 @@ async fn each_reason_to_stop_is_told() {
     }
     .await;
     assert_eq!(report.stopped(), Some(StopReason::Deadline));
+    let permanent = (async || Err::<(), _>("no such thing")).classify_with(|_| Verdict::Permanent);
+    let (_, report) = Retry::default().call_with_report(permanent).await;
+    assert_eq!(report.stopped(), Some(StopReason::Permanent));
 }

@@ -76,6 +76,19 @@ async fn a_servers_hint_is_used_and_clamped_to_the_cap() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_servers_hint_does_not_bypass_the_deadline_or_the_time_in_all() {
+    let verdict = Verdict::Throttled { retry_after: Some(Duration::from_secs(2)) };
+    let op = || (async || Err::<(), _>("busy")).classify_with(move |_| verdict);
+    let started = Instant::now();
+    let retry = every(1);
+    let ended = (Timeout::from_millis(1000), &retry).call(op()).await;
+    assert_eq!(ended, Err(Failure::Operation("busy")));
+    let ended = retry.with_max_elapsed(Duration::from_secs(1)).call(op()).await;
+    assert_eq!(ended, Err(Failure::Operation("busy")));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_delay_that_cannot_fit_the_deadline_is_not_slept() {
     let (operation, count) = flaky(9);
     let started = Instant::now();

@@ -1,4 +1,4 @@
-use async_retry::{Backoff, Budget, Retry};
+use async_retry::{Backoff, Budget, Hedge, Retry};
 
 #[test]
 fn a_whole_policy_goes_in_and_out() {
@@ -114,4 +114,44 @@ fn what_is_wrong_is_refused_with_the_field_and_the_value() {
     }
     let error = serde_json::from_str::<Retry>(r#"{"max_atempts": 3}"#).unwrap_err().to_string();
     assert!(error.contains("unknown field `max_atempts`"), "{error}");
+}
+
+#[test]
+fn a_hedge_goes_in_and_out_and_is_refused_with_the_field_and_the_value() {
+    for given in [
+        r#"{"delay":"50ms","max_extra":1}"#,
+        r#"{"name":"quotes","percentile":0.95,"initial":"50ms","max_extra":3,"budget":{"kind":"in_flight","ratio":0.2,"floor":3}}"#,
+    ] {
+        let hedge: Hedge = serde_json::from_str(given).unwrap();
+        assert_eq!(hedge.delay(), std::time::Duration::from_millis(50));
+        assert_eq!(serde_json::to_string(&hedge).unwrap(), given);
+    }
+    for (given, message) in [
+        ("{}", "invalid `hedge.delay`: missing; expected a duration such as \"250ms\""),
+        (r#"{"delay": 50}"#, "invalid `hedge.delay`: 50; expected a duration such as \"250ms\""),
+        (
+            r#"{"delay": "50ms", "max_extra": 0}"#,
+            "invalid `hedge.max_extra`: 0; expected a whole number of at least 1",
+        ),
+        (
+            r#"{"percentile": 95, "initial": "50ms"}"#,
+            "invalid `hedge.percentile`: 95; expected a number between 0 and 1",
+        ),
+        (r#"{"percentile": 0.9}"#, "invalid `hedge.initial`: missing; expected a duration such as \"250ms\""),
+        (
+            r#"{"percentile": 0.9, "initial": "1s", "delay": "1s"}"#,
+            "invalid `hedge.delay`: 1s; expected only without a percentile",
+        ),
+        (
+            r#"{"delay": "1s", "initial": "1s"}"#,
+            "invalid `hedge.initial`: 1s; expected only with a percentile",
+        ),
+        (
+            r#"{"delay": "1s", "budget": {"cost": 0}}"#,
+            "invalid `budget.cost`: 0; expected a whole number of at least 1",
+        ),
+    ] {
+        let error = serde_json::from_str::<Hedge>(given).unwrap_err().to_string();
+        assert!(error.starts_with(message), "{given}\n{error}\n{message}");
+    }
 }
