@@ -12,6 +12,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "tracing")]
+use crate::worker::shielded;
 use crate::worker::{CatchUnwind, IntoExit};
 use crate::{Child, Context, Exit};
 
@@ -387,8 +389,9 @@ impl Drop for AbortOnDrop<'_> {
 #[cfg(feature = "tracing")]
 impl Drop for Inner {
     fn drop(&mut self) {
-        for (failure, _) in self.state().failures.drain(..) {
-            tracing::error!(tasks = &*self.name, %failure, "nobody took this failure");
+        let failures = std::mem::take(&mut self.state().failures);
+        for (failure, _) in failures {
+            shielded(|| tracing::error!(tasks = &*self.name, %failure, "nobody took this failure"));
         }
     }
 }

@@ -108,6 +108,8 @@ impl Watchdog {
         loop {
             seen = self.wake.wait_timeout(seen, every).unwrap_or_else(PoisonError::into_inner).0;
             if seen.over {
+                // Nobody looks any more whether they are over.
+                seen.stalls.current.clear();
                 return;
             }
             drop(seen);

@@ -8,6 +8,18 @@ use std::time::Duration;
 use async_supervisor::{Child, Context, Shutdown, Supervisor};
 
 const ROLE: &str = "SUPERVISOR_TEST_ROLE";
+const HELD: &str = "SUPERVISOR_TEST_HELD";
+
+/// A name that one process at a time can have.
+#[cfg(target_os = "linux")]
+fn hold(name: &str) -> std::os::unix::net::UnixListener {
+    use std::os::linux::net::SocketAddrExt;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+    std::os::unix::net::UnixListener::bind_addr(&address).expect("nobody holds it")
+}
+
+#[cfg(not(target_os = "linux"))]
+fn hold(_: &str) {}
 
 /// The program under test; a no-op when the tests run as usual.
 #[test]
@@ -19,7 +31,7 @@ fn program() {
         writeln!(out, "@{line}").unwrap();
         out.flush().unwrap();
     };
-    let lock = std::env::var("SUPERVISOR_TEST_LOCK").ok();
+    let name = std::env::var(HELD).unwrap();
     let report = runtime.block_on(async {
         let orderly = |name: &'static str| {
             Child::new(name, async |ctx: Context| {
@@ -35,12 +47,7 @@ fn program() {
         .with_shutdown(Shutdown::Timeout(Duration::from_secs(3600)));
         let held = Child::blocking("held", move |ctx: Context| {
             // Something that a killed process must not keep from its successor.
-            let file = lock
-                .as_ref()
-                .map(|path| std::fs::File::options().create(true).append(true).open(path).unwrap());
-            if let Some(file) = &file {
-                file.try_lock().expect("nobody holds it");
-            }
+            let _held = hold(&name);
             ctx.ready();
             tokio::runtime::Handle::current().block_on(ctx.cancelled());
         })
@@ -79,11 +86,11 @@ struct Program {
 }
 
 impl Program {
-    fn start(role: &str, lock: &std::path::Path) -> Self {
+    fn start(role: &str, held: &str) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "signals::program", "--nocapture"])
             .env(ROLE, role)
-            .env("SUPERVISOR_TEST_LOCK", lock)
+            .env(HELD, held)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -121,54 +128,51 @@ impl Drop for Program {
     }
 }
 
-fn lock(name: &str) -> std::path::PathBuf {
-    std::env::temp_dir().join(format!("async-supervisor-{name}-{}", std::process::id()))
+fn held(name: &str) -> String {
+    format!("async-supervisor-{name}-{}", std::process::id())
 }
 
 #[test]
 fn sigterm_and_sigint_stop_it_in_order_with_a_report() {
     for signal in ["-TERM", "-INT"] {
-        let path = lock(signal);
-        let mut program = Program::start("orderly", &path);
+        let name = held(signal);
+        let mut program = Program::start("orderly", &name);
         program.signal(signal);
         assert_eq!(program.line(), "-b");
         assert_eq!(program.line(), "-a");
         let report = program.line();
         assert!(report.starts_with("supervisor `supervisor` stopped (in "), "{report}");
         assert_eq!(program.code(), Some(0));
-        std::fs::remove_file(path).unwrap();
     }
 }
 
 #[test]
 fn a_failure_in_the_stop_is_in_the_report_and_in_the_exit_code() {
-    let path = lock("fails");
-    let mut program = Program::start("fails", &path);
+    let name = held("fails");
+    let mut program = Program::start("fails", &name);
     program.signal("-TERM");
     assert_eq!((program.line().as_str(), program.line().as_str()), ("-b", "-a"));
     let report = program.line();
     assert!(report.ends_with("; `fails` failed: could not flush"), "{report}");
     assert_eq!(program.code(), Some(3));
-    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
 fn a_signal_during_start_up_stops_what_has_been_started_in_order() {
-    let path = lock("starting");
-    let mut program = Program::start("starting", &path);
+    let name = held("starting");
+    let mut program = Program::start("starting", &name);
     program.signal("-INT");
     for line in ["-never ready", "-b", "-a"] {
         assert_eq!(program.line(), line);
     }
     assert!(program.line().starts_with("supervisor `supervisor` stopped (in "));
     assert_eq!(program.code(), Some(0));
-    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
 fn a_second_signal_forces() {
-    let path = lock("forced");
-    let mut program = Program::start("deaf", &path);
+    let name = held("forced");
+    let mut program = Program::start("deaf", &name);
     program.signal("-TERM");
     // Two signals that come together count as one. `deaf` would take an hour.
     assert_eq!(program.line(), "asked");
@@ -181,18 +185,16 @@ fn a_second_signal_forces() {
     };
     assert!(report.contains("; aborted: ") && report.ends_with("deaf"), "{report}");
     assert_eq!(program.code(), Some(3));
-    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
 fn sigkill_leaves_nothing_that_blocks_the_next_start() {
-    let path = lock("killed");
-    let mut program = Program::start("orderly", &path);
+    let name = held("killed");
+    let mut program = Program::start("orderly", &name);
     program.signal("-KILL");
     assert_eq!(program.code(), None);
-    let mut next = Program::start("orderly", &path);
+    let mut next = Program::start("orderly", &name);
     next.signal("-TERM");
     assert_eq!(next.line(), "-b");
     assert_eq!(next.code(), Some(0));
-    std::fs::remove_file(path).unwrap();
 }
