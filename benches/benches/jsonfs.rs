@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::sync::Mutex;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::task::spawn_blocking;
 
 /// About 1 KB.
@@ -103,23 +105,14 @@ async fn grouped(store: &Store<Record>, tasks: u64, n: u64) {
     }
 }
 
-/// Runs `work` beside a ticker of 1 ms, and notes its worst delay and how much the resident set grew at its peak.
-fn beside_a_ticker(work: impl Future<Output = ()>) {
-    let kilobytes = |field: &str| -> Option<f64> {
-        let status = fs::read_to_string("/proc/self/status").ok()?;
-        let line = status.lines().find(|line| line.starts_with(field))?;
-        line.split_whitespace().nth(1)?.parse().ok()
-    };
-    // 5: the peak counts from here on (proc(5)).
-    let _ = fs::write("/proc/self/clear_refs", "5");
-    let before = kilobytes("VmRSS").unwrap_or(0.0);
+/// Runs `work` beside a ticker of 1 ms, and notes its worst delay: the median over the rounds so far, as other programs stall it too.
+fn beside_a_ticker(stalls: &mut Vec<f64>, work: impl Future<Output = ()>) {
     block_on(async {
-        let ticker = tokio::spawn(async {
+        let (stop, mut stopped) = oneshot::channel::<()>();
+        let ticker = tokio::spawn(async move {
             let mut worst = Duration::ZERO;
-            let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
-            STOP.with_borrow_mut(|slot| *slot = Some(stop));
             let mut last = Instant::now();
-            while stopped.try_recv().is_err_and(|e| e == tokio::sync::oneshot::error::TryRecvError::Empty) {
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 worst = worst.max(last.elapsed());
                 last = Instant::now();
@@ -130,17 +123,63 @@ fn beside_a_ticker(work: impl Future<Output = ()>) {
         work.await;
         // What is dropped elsewhere may still be at it.
         tokio::time::sleep(Duration::from_millis(30)).await;
-        drop(STOP.with_borrow_mut(Option::take));
-        note("stall ms", ticker.await.expect("ticked").as_secs_f64() * 1e3);
+        drop(stop);
+        stalls.push(ticker.await.expect("ticked").as_secs_f64() * 1e3);
     });
-    note("peak MB", (kilobytes("VmHWM").unwrap_or(0.0) - before) / 1024.0);
+    stalls.sort_by(f64::total_cmp);
+    note("stall ms", stalls[stalls.len() / 2]);
 }
 
-thread_local! {
-    static STOP: std::cell::RefCell<Option<tokio::sync::oneshot::Sender<()>>> = const { std::cell::RefCell::new(None) };
+async fn load_ours(path: &Path) {
+    let value = DropElsewhere::new(async_jsonfs::load::<Value>(path).await.expect("loaded"));
+    black_box(&*value);
+}
+
+async fn load_on_the_runtime(path: &Path) {
+    let bytes = tokio::fs::read(path).await.expect("read");
+    let value: Value = serde_json::from_slice(&bytes).expect("json");
+    black_box(&value);
+}
+
+async fn load_in_a_job(path: &Path) {
+    let path = path.to_owned();
+    let job = spawn_blocking(move || {
+        serde_json::from_slice::<Value>(&fs::read(path).expect("read")).expect("json")
+    });
+    black_box(&job.await.expect("done"));
+}
+
+const PEAK_OF: &str = "BENCH_JSONFS_PEAK_OF";
+
+/// The peak of the resident set of one load, over what it was before: in a process of its own, since an allocator keeps what it has.
+fn note_peak(candidate: &str, path: &Path) {
+    let program = std::env::current_exe().expect("this program");
+    let run = Command::new(program).env(PEAK_OF, candidate).arg(path).output().expect("run");
+    let peak = String::from_utf8_lossy(&run.stdout).trim().parse().expect("a number");
+    note("peak MB", peak);
+}
+
+/// The other side of [`note_peak`].
+fn measure_peak(candidate: &str) {
+    let kilobytes = |field: &str| -> Option<f64> {
+        let status = fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find(|line| line.starts_with(field))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    let path = PathBuf::from(std::env::args().nth(1).expect("a path"));
+    let before = kilobytes("VmRSS").unwrap_or(0.0);
+    match candidate {
+        "ours" => block_on(load_ours(&path)),
+        "on the runtime" => block_on(load_on_the_runtime(&path)),
+        _ => block_on(load_in_a_job(&path)),
+    }
+    println!("{}", (kilobytes("VmHWM").unwrap_or(0.0) - before) / 1024.0);
 }
 
 fn main() {
+    if let Ok(candidate) = std::env::var(PEAK_OF) {
+        return measure_peak(&candidate);
+    }
     let dir = TempDir::new_in(std::env::var_os("BENCH_DIR").unwrap_or_else(|| std::env::temp_dir().into()))
         .expect("dir");
     let mut table = Table::new("jsonfs");
@@ -151,40 +190,35 @@ fn main() {
     let array: Vec<Value> = (0..270_000).map(item).collect();
     fs::write(&large, serde_json::to_vec(&array).expect("json")).expect("written");
     drop(array);
-    let ours = async || {
-        let value = DropElsewhere::new(async_jsonfs::load::<Value>(&large).await.expect("loaded"));
-        black_box(&*value);
-    };
-    let on_the_runtime = async || {
-        let bytes = tokio::fs::read(&large).await.expect("read");
-        let value: Value = serde_json::from_slice(&bytes).expect("json");
-        black_box(&value);
-    };
-    let in_a_job = async || {
-        let path = large.clone();
-        let job = spawn_blocking(move || {
-            serde_json::from_slice::<Value>(&fs::read(path).expect("read")).expect("json")
-        });
-        black_box(&job.await.expect("done"));
-    };
     table
         .row("load 50 MB")
         .fixed(1)
         .rounds(11)
-        .ours("async-jsonfs", |_| block_on(ours()))
-        .peer("tokio::fs, then serde_json", |_| block_on(on_the_runtime()))
-        .peer("serde_json in spawn_blocking", |_| block_on(in_a_job()))
+        .ours("async-jsonfs", |_| block_on(load_ours(&large)))
+        .peer("tokio::fs, then serde_json", |_| block_on(load_on_the_runtime(&large)))
+        .peer("serde_json in spawn_blocking", |_| block_on(load_in_a_job(&large)))
         .run();
-    // The same once more for the notes; the times have the ticker's end in them.
+    // The same once more for the notes; the times have the ticker's end in them, and the process that is asked for its memory.
+    let mut stalls = [const { Vec::new() }; 4];
+    let [ours, on_the_runtime, in_a_job, nothing] = &mut stalls;
     table
         .row("stall and memory of it")
         .fixed(1)
-        .rounds(5)
-        .ours("async-jsonfs", |_| beside_a_ticker(ours()))
-        .peer("tokio::fs, then serde_json", |_| beside_a_ticker(on_the_runtime()))
-        .peer("serde_json in spawn_blocking", |_| beside_a_ticker(in_a_job()))
+        .rounds(7)
+        .ours("async-jsonfs", |_| {
+            beside_a_ticker(ours, load_ours(&large));
+            note_peak("ours", &large);
+        })
+        .peer("tokio::fs, then serde_json", |_| {
+            beside_a_ticker(on_the_runtime, load_on_the_runtime(&large));
+            note_peak("on the runtime", &large);
+        })
+        .peer("serde_json in spawn_blocking", |_| {
+            beside_a_ticker(in_a_job, load_in_a_job(&large));
+            note_peak("in a job", &large);
+        })
         .peer("nothing but the ticker", |_| {
-            beside_a_ticker(async { tokio::time::sleep(Duration::from_millis(250)).await });
+            beside_a_ticker(nothing, async { tokio::time::sleep(Duration::from_millis(250)).await });
         })
         .run();
 
