@@ -123,7 +123,8 @@ impl Retry {
     ///
     /// ```
     /// use async_retry::{Backoff, Retry, StopReason};
-    ///     ///
+    /// use std::time::Duration;
+    ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
     /// let retry = Retry::new(Backoff::constant(Duration::from_millis(50))).unwrap();
     /// let (result, report) = retry.call_with_report(async || Err::<(), _>("down")).await;
