@@ -39,6 +39,9 @@ pub use file::{JsonFile, Saved};
 pub use functions::patch;
 pub use functions::{load, merge, save, update, update_or_default};
 pub use job::DropElsewhere;
+#[cfg(feature = "patch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "patch")))]
+pub use json_patch::Patch;
 pub use options::{DEFAULT_MAX_BYTES, DuplicateKeys, Durability, Format, ReadOnly, Symlinks};
 pub use store::Store;
 pub use version::Version;

@@ -31,12 +31,14 @@ type Changes<T> = Vec<Box<dyn Change<T>>>;
 /// group-committed: those that come while a commit is being written are the next one, applied in the order of their first polls, each to
 /// a copy that is kept only if its closure succeeds and it can be written (closures run once, so each is looked at before the next builds on
 /// it: it is printed, and read back); then one file is written for all, synced once, and each caller is told. So many callers share one
-/// sync of the disk, and a single one does not wait for others.
+/// sync of the disk, and a single one does not wait for others. A change costs a copy of the state and a look at it: with more than some
+/// megabytes, many changes in one commit are slow.
 ///
 /// | a commit | readers see | its callers are told | the store |
 /// |---|---|---|---|
 /// | is written | the new state | their closure's value | goes on |
 /// | fails before the file is replaced | the old state | the error, [`Outcome::NotWritten`] | goes on |
+/// | has a change in it that cannot be written | the new state without it | the others their value, this one the error | goes on |
 /// | is in place, but not known to be durable | the new state | the error, [`Outcome::Visible`] | writes it anew with the next commit or flush |
 ///
 /// 1. Readers never wait for the disk, and never see what the file does not hold.
@@ -164,7 +166,8 @@ where
     ///
     /// # Errors
     ///
-    /// Why the commit failed ([`Error::outcome`] says how far it got); a refusal after [`close`](Self::close), and if the deadline in force
+    /// Why the change cannot be written (as [`JsonFile::update`]; the others of its commit are not concerned) or the commit failed
+    /// ([`Error::outcome`] says how far it got); a refusal after [`close`](Self::close), and if the deadline in force
     /// comes before the closure's turn. If it comes later, a time-out: the change may be committed.
     ///
     /// # Cancel safety

@@ -302,6 +302,21 @@ impl JsonFile {
     /// does not touch stays as it was, as with [`update`](Self::update); numbers keep their text also where they are moved, copied, or stand in an
     /// array of which another element changes.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("prices.json");
+    /// # std::fs::write(&path, "{\"prices\": [1.50, 2.00]}")?;
+    /// // {"prices": [1.50, 2.00]}
+    /// let patch: async_jsonfs::Patch = serde_json::from_value(serde_json::json!([
+    ///     {"op": "test", "path": "/prices/0", "value": 1.5},
+    ///     {"op": "add", "path": "/prices/-", "value": 3},
+    /// ]))?;
+    /// async_jsonfs::patch(&path, patch).await?;
+    /// assert_eq!(std::fs::read_to_string(&path)?, "{\"prices\": [1.50, 2.00, 3]}");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Patch`](crate::ErrorKind::Patch) where an operation does not fit or a `test` fails; else as [`load`](Self::load)

@@ -112,9 +112,28 @@ async fn dropped_at_every_await() {
             async |_| whole().await,
         )
         .await;
+        drop_at_every_await(
+            || file.update_or_default(|_: &mut serde_json::Value| ()),
+            async |_| whole().await,
+        )
+        .await;
+        drop_at_every_await(|| file.merge_or_default(next()), async |_| whole().await).await;
+        #[cfg(feature = "patch")]
+        {
+            let n = next();
+            let add = json!([{"op": "add", "path": "/patched", "value": n}]);
+            let patch: json_patch::Patch = serde_json::from_value(add).unwrap();
+            drop_at_every_await(|| file.patch(patch.clone()), async |_| whole().await).await;
+        }
+        drop_at_every_await(|| file.load_versioned::<serde_json::Value>(), async |_| whole().await).await;
         let (_, version) = file.load_versioned::<serde_json::Value>().await.unwrap();
         drop_at_every_await(|| file.save_if(version, next()), async |_| whole().await).await;
         drop_at_every_await(|| Store::<serde_json::Value>::open(file.clone()), async |_| whole().await).await;
+        drop_at_every_await(
+            || Store::<serde_json::Value>::open_or_default(file.clone()),
+            async |_| whole().await,
+        )
+        .await;
     }
     assert!(file.save_if(Version::ABSENT, 1).await.is_err());
 }
