@@ -260,6 +260,14 @@ async fn serve<S: Service<u64, Response = u64>>(service: &mut S, n: u64) {
     }
 }
 
+/// The same by a clone on each of two threads.
+fn shared_by_two<S>(service: &S) -> impl Fn(u64)
+where
+    S: Service<u64, Response = u64> + Clone + Sync,
+{
+    move |n| on_threads(2, n, |n| block_on(serve(&mut service.clone(), n)))
+}
+
 fn echo(i: u64) -> std::future::Ready<Result<u64, Failure<Infallible>>> {
     ready(Ok(i))
 }
@@ -279,6 +287,13 @@ fn towers(table: &mut Table) {
         .ours("async-ratelimit", |n| block_on(serve(&mut ours, n)))
         .peer("tower", |n| block_on(serve(&mut towers, n)))
         .peer("tower-resilience", |n| block_on(serve(&mut resilience, n)))
+        .run();
+    table
+        .row("tower, concurrency, 2 threads")
+        .fixed(THREADED)
+        .ours("async-ratelimit", shared_by_two(&ours))
+        .peer("tower", shared_by_two(&towers))
+        .peer("tower-resilience", shared_by_two(&resilience))
         .run();
 
     // Tower's own is a fixed window and cannot be cloned: to share it, one puts it behind a buffer.
@@ -311,6 +326,12 @@ fn towers(table: &mut Table) {
         .ours("async-ratelimit", |n| block_on(serve(&mut ours, n)))
         .peer("tower behind its buffer", |n| block_on(serve(&mut shared, n)))
         .peer("tower-resilience", |n| block_on(serve(&mut resilience, n)))
+        .run();
+    table
+        .row("tower, rate shared by clones, 2 threads")
+        .fixed(THREADED)
+        .ours("async-ratelimit", shared_by_two(&ours))
+        .peer("tower-resilience", shared_by_two(&resilience))
         .run();
 }
 

@@ -170,7 +170,7 @@ impl Shard {
         let mut line = self.lines.remove(&hash).unwrap_or_else(Line::new);
         let mut cells = Cells { engine: self.engine, arrival: *self.state(hash, now), now };
         let result = work(&mut line, &mut cells);
-        *self.state(hash, now) = cells.arrival;
+        self.used.insert(hash, cells.arrival);
         if !line.is_empty() {
             self.lines.insert(hash, line);
         } else if self.lines.capacity() > 64 && self.lines.len() < self.lines.capacity() / 8 {

@@ -125,18 +125,23 @@ where
                 StateProj::Begins { limit, ready } => {
                     // A loop whose waits are never waits must still let others on its thread have their turn.
                     ready!(poll_proceed(cx)).made_progress();
-                    if limit.queue.max_len == 0 {
-                        limit.try_now(1).map_err(|rejection| refused(ready, rejection))?;
-                    } else if !limit.take_now(1) {
-                        let wait = Box::pin(Wait::new(Arc::clone(limit), 1));
-                        let ready = ready.take();
-                        this.state.set(State::Waits { wait, ready });
-                        continue;
+                    if !limit.take_now(1) {
+                        if limit.queue.max_len > 0 {
+                            let wait = Box::pin(Wait::new(Arc::clone(limit), 1));
+                            let ready = ready.take();
+                            this.state.set(State::Waits { wait, ready });
+                            continue;
+                        }
+                        if let Err(rejection) = limit.try_now(1) {
+                            return Poll::Ready(Err(refused(ready, rejection)));
+                        }
                     }
                     ready
                 }
                 StateProj::Waits { wait, ready } => {
-                    ready!(wait.as_mut().poll(cx)).map_err(|rejection| refused(ready, rejection))?;
+                    if let Err(rejection) = ready!(wait.as_mut().poll(cx)) {
+                        return Poll::Ready(Err(refused(ready, rejection)));
+                    }
                     ready
                 }
             };

@@ -39,9 +39,6 @@ pub(crate) trait Desk {
 pub(crate) async fn acquire(desk: impl Desk, n: u32) -> Result<(), Rejection> {
     // A loop whose waits are never waits must still let others on its thread have their turn.
     poll_fn(poll_proceed).await.made_progress();
-    if desk.queue().max_len == 0 {
-        return desk.try_now(n);
-    }
     if desk.take_now(n) { Ok(()) } else { Wait::new(desk, n).await }
 }
 
@@ -109,6 +106,8 @@ impl<D: Desk> Ticket<D> {
                     Turn::WakerNeeded => unreachable!("asked again until it has one"),
                 }
             }
+            // Nobody may: then there is no need for the queue's lock.
+            None if self.desk.queue().max_len == 0 => return Step::Done(self.desk.try_now(self.n)),
             None => match self.join(waker.clone()) {
                 Ok((Joined::Taken, _)) => return Step::Done(Ok(())),
                 Ok((Joined::Waits(key, until), now)) => {
