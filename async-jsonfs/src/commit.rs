@@ -52,7 +52,7 @@ const TICK: Duration = Duration::from_millis(20);
 fn is_young(meta: &Meta, since: SystemTime) -> bool {
     let (seconds, nanos) = meta.changed;
     let changed = Duration::new(seconds.try_into().unwrap_or(0), nanos.try_into().unwrap_or(0));
-    UNIX_EPOCH + changed + TICK > since
+    UNIX_EPOCH.checked_add(changed + TICK).is_none_or(|old| old > since)
 }
 
 impl Seen {

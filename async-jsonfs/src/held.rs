@@ -70,7 +70,9 @@ impl Held<'_> {
         let Self { ops, target, options, cancelled } = *self;
         limits::check_written(bytes, options)?;
         // Where reads find nothing there may yet be a link that is to be replaced.
-        if ops.stat_at(&target.dir, &target.name).is_ok_and(|there| there.kind == FileType::Symlink) {
+        if options.symlinks == Symlinks::Replace
+            && ops.stat_at(&target.dir, &target.name).is_ok_and(|there| there.kind == FileType::Symlink)
+        {
             return self.replace(bytes, None).map(drop);
         }
         match (Replace { ops, target, options, create_new: true, cancelled }).run(bytes, None) {

@@ -1,6 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(not(unix))]
+compile_error!("async-jsonfs is built on Unix file descriptors");
+
 mod carry;
 mod change;
 mod commit;

@@ -84,10 +84,13 @@ impl Entry {
     }
 }
 
+/// How often a lock file may go between being opened and being locked.
+const MOST_LOCKS: usize = 100;
+
 /// The lock if it is free, otherwise the file to wait on.
 pub(crate) fn try_lock(ops: &dyn Ops, target: &Target) -> Result<Result<Locked, File>, Fault> {
-    loop {
-        let name = target.lock();
+    let name = target.lock();
+    for _ in 0..MOST_LOCKS {
         let (file, made) = match ops.open_lock(&target.dir, &name, false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 (ops.open_lock(&target.dir, &name, true).step("make the lock file beside it")?, true)
@@ -102,6 +105,7 @@ pub(crate) fn try_lock(ops: &dyn Ops, target: &Target) -> Result<Result<Locked, 
             return Ok(Ok(locked));
         }
     }
+    Err(io::Error::other("it is replaced again and again")).step("lock the lock file")
 }
 
 impl Locked {

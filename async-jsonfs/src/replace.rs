@@ -67,8 +67,13 @@ impl Replace<'_> {
     pub(crate) fn run(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
         let replaced = self.replace(bytes, old);
         let durable = self.options.durability == Durability::Durable;
-        let written = |_: &File| Event::Written { bytes: bytes.len(), durable };
-        tell(&self.target.path, &replaced.as_ref().map_or_else(Event::Failed, written));
+        let event = match &replaced {
+            Ok(_) => Event::Written { bytes: bytes.len(), durable },
+            // Its caller has gone away.
+            Err(Fault { kind: ErrorKind::Rejected(_), .. }) => return replaced,
+            Err(fault) => Event::Failed(fault),
+        };
+        tell(&self.target.path, &event);
         replaced
     }
 
