@@ -128,10 +128,11 @@ impl Cells {
             .unwrap_or(u32::MAX)
     }
 
-    /// Goes on with another engine, with as many cells used as there are now, to a full burst at most.
+    /// Goes on with another engine, with as many cells used as there are now, to a full burst at most. What does not divide is
+    /// rounded up: no part of a cell comes back by a change.
     pub(crate) fn change(&mut self, to: Engine) {
         let used = u128::from(self.arrival.saturating_sub(self.now));
-        let same = used * u128::from(to.nanos()) / u128::from(self.engine.nanos());
+        let same = (used * u128::from(to.nanos())).div_ceil(u128::from(self.engine.nanos()));
         let most = to.tolerance() + to.nanos();
         self.arrival = self.now + u64::try_from(same).unwrap_or(u64::MAX).min(most);
         self.engine = to;
@@ -205,6 +206,21 @@ mod tests {
     fn a_clock_that_stands_still_grants_one_burst() {
         let mut cells = ten(5);
         assert_eq!((0..100).filter(|_| cells.take(1)).count(), 5);
+    }
+
+    #[test]
+    fn no_part_of_a_cell_comes_back_by_a_change() {
+        let minute = Engine::new(Quota::per_minute(1).with_burst(10)).unwrap();
+        let fast = Engine::new(Quota::new(1, Duration::from_nanos(1)).with_burst(10)).unwrap();
+        let mut cells = Cells { engine: minute, arrival: 0, now: 0 };
+        assert!(cells.take(2));
+        // A tenth of a cell is back.
+        cells.now += 6_000_000_000;
+        for _ in 0..10 {
+            cells.change(fast);
+            cells.change(minute);
+        }
+        assert_eq!(cells.available(), 8);
     }
 
     #[test]

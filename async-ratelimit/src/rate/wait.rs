@@ -43,7 +43,7 @@ pub(crate) async fn acquire(desk: impl Desk, n: u32) -> Result<(), Rejection> {
 }
 
 pin_project! {
-    /// A wait for cells: its place in the queue and its own timer.
+    /// A wait for cells: its place in the queue and its own timer, which is set for its turn or for the end of its patience.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub(crate) struct Wait<D: Desk> {
