@@ -67,3 +67,18 @@ impl Window {
         if counted > limit { Err(counted) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_counts_to_the_end_of_the_period_and_no_longer() {
+        let (start, period) = (Instant::now(), Duration::from_secs(5));
+        for (later, counted) in [(period, Err(2)), (period + Duration::from_nanos(1), Ok(()))] {
+            let mut window = Window::new(Intensity::new(1, period));
+            assert_eq!(window.count(start), Ok(()));
+            assert_eq!(window.count(start + later), counted);
+        }
+    }
+}

@@ -122,21 +122,15 @@ impl Core {
     /// All from `first` on go down, in reverse order; when `due` they are started, in order.
     fn fell_together(&mut self, now: Instant, first: u64, due: Option<Instant>) {
         self.starts.clear();
-        let mut gone = Vec::new();
         let mut waiting = Vec::new();
         for (key, child) in self.children.iter().filter(|(_, child)| child.order >= first) {
             match child.state {
                 state if state.is_alive() => self.stops.push(key),
-                State::Exited(_) | State::Stopped if child.rules.restart == Restart::Temporary => {
-                    gone.push(key);
-                }
                 State::Exited(_) | State::Stopped => waiting.push(key),
                 _ => {}
             }
         }
-        for key in gone {
-            self.forget(key);
-        }
+        // Temporary ones are forgotten.
         for key in waiting {
             self.settle(key, State::Waiting, now);
         }
