@@ -199,7 +199,7 @@ impl Budget {
     }
 
     /// At any moment the extra attempts in flight (those in their backoff included) are at most `ratio` of the calls in flight, or
-    /// `floor` where that is more.
+    /// `floor` where that is more. A call is in flight from its first poll until it ends.
     ///
     /// # Errors
     ///

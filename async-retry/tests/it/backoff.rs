@@ -78,3 +78,12 @@ async fn the_old_functions_have_a_place_to_move_to() {
     let result = compat::retry(existing(), async || Err::<(), _>(Error::permanent("gone"))).await;
     assert_eq!(result, Err("gone"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_old_functions_wait_for_no_timer_tick_without_a_delay() {
+    let mut errors = [Error::transient(()), Error::transient(())].into_iter();
+    let started = Instant::now();
+    let op = || std::future::ready(errors.next().map_or(Ok(7), Err));
+    assert_eq!(compat::retry(backoff::backoff::Zero {}, op).await, Ok(7));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
