@@ -270,3 +270,17 @@ async fn compare_and_swap_of_a_link_that_is_to_be_replaced() {
     assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!((load::<u8>(&link).await.unwrap(), load::<u8>(&path).await.unwrap()), (8, 7));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_update_error_is_an_error_and_says_what_it_holds() {
+    async fn withdraw(path: &std::path::Path) -> Result<u64, Box<dyn std::error::Error>> {
+        let take = |m: &mut Map| m.remove("a").ok_or(std::fmt::Error);
+        Ok(JsonFile::new(path).try_update(take).await?)
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    assert!(withdraw(&path).await.unwrap_err().to_string().contains("No such file"));
+    save(&path, map(&[("a", 1)])).await.unwrap();
+    assert_eq!(withdraw(&path).await.unwrap(), 1);
+    assert_eq!(withdraw(&path).await.unwrap_err().to_string(), std::fmt::Error.to_string());
+}

@@ -373,6 +373,8 @@ async fn what_is_dropped_may_use_the_store() {
     let store = Store::<Map>::open_or_default(here.join("s.json")).await.unwrap();
     for there in [true, false] {
         if !there {
+            // What was queued by the drop is on its way: it has the directory open.
+            store.flush().await.unwrap();
             fs::rename(&here, &away).unwrap();
         }
         let uses = Uses(store.clone());
