@@ -2,7 +2,7 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use async_policy::{Failure, Lift, Name, Operation, PolicyKind, Rejection};
+use async_policy::{Failure, Lift, Name, Operation, PolicyError, PolicyKind, Rejection};
 use tokio::time::Instant;
 
 use crate::CircuitBreakerBuilder;
@@ -101,7 +101,7 @@ impl CircuitBreaker {
     /// A breaker with the [defaults](CircuitBreakerBuilder).
     #[must_use]
     pub fn new() -> Self {
-        Self::from_parts(None, Arc::new(Config::default()))
+        Self::from_parts(None, Arc::new(Config::default()), 0)
     }
 
     /// Configures a breaker.
@@ -109,8 +109,9 @@ impl CircuitBreaker {
         CircuitBreakerBuilder::default()
     }
 
-    pub(crate) fn from_parts(name: Option<Name>, config: Arc<Config>) -> Self {
-        let circuit = Circuit::new(Arc::clone(&config));
+    /// The `nth` of those that share a configuration.
+    pub(crate) fn from_parts(name: Option<Name>, config: Arc<Config>, nth: u64) -> Self {
+        let circuit = Circuit::new(Arc::clone(&config), nth);
         let mut tallies = circuit.tallies();
         let hot = Hot {
             word: AtomicU64::new(word(&circuit)),
@@ -137,7 +138,8 @@ impl CircuitBreaker {
         self.shared.name.as_deref()
     }
 
-    /// Where the circuit stands. An open circuit whose time is over stays open until a call comes.
+    /// Where the circuit stands. What time alone brings about shows when a call comes: an open circuit whose time is over
+    /// is open until then, a half-open one half-open.
     #[must_use]
     pub fn state(&self) -> State {
         self.lock().state()
@@ -173,7 +175,8 @@ impl CircuitBreaker {
     }
 
     /// Takes up a saved state. The time since it was saved is taken off the open time, by the system's clock; if that went
-    /// backwards, nothing is.
+    /// backwards, nothing is. More than the configured cap it does not stay open. A mode that was set by hand is set again; if
+    /// none was, that of the configuration holds. Closed to closed is no transition.
     pub fn restore(&self, saved: &Saved) {
         let elapsed = SystemTime::now().duration_since(saved.saved_at).unwrap_or(Duration::ZERO);
         self.change(|circuit, now| circuit.restore(saved, elapsed, now));
@@ -210,11 +213,11 @@ impl CircuitBreaker {
         Ok(OwnedPermit::new(Ticket::new(self.clone(), stamp, started)))
     }
 
-    /// Runs `op`, or yields `value` if this breaker refuses it.
+    /// Runs `op`, or yields `value` if this breaker refuses it: [`call_or_else`](Self::call_or_else) with a value at hand.
     ///
     /// # Errors
     ///
-    /// As [`Policy::call`](crate::Policy::call); a refusal by an inner policy is not replaced.
+    /// As [`Policy::call`](crate::Policy::call).
     ///
     /// # Cancel safety
     ///
@@ -229,9 +232,26 @@ impl CircuitBreaker {
 
     /// Runs `op`, or `fallback` if this breaker refuses it.
     ///
+    /// As with `call`, any error of `op` is the backend's. Where `op` itself goes through a policy, take
+    /// [`execute_or_else`](Self::execute_or_else), which tells its refusals from failures; round a whole stack, match the refusal:
+    ///
+    /// ```
+    /// use async_circuit::{CircuitBreaker, Failure, Policy, PolicyKind, Timeout};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let stack = (CircuitBreaker::new(), Timeout::new(Duration::from_secs(1)));
+    /// let quote = match stack.call(async || Err::<u32, _>("down")).await {
+    ///     Err(Failure::Rejected(refusal)) if refusal.policy() == PolicyKind::CircuitBreaker => Ok(0), // the last known
+    ///     answer => answer,
+    /// };
+    /// # assert!(quote.is_err());
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
-    /// As [`Policy::call`](crate::Policy::call); a refusal by an inner policy is not replaced. What `fallback` fails with.
+    /// As [`Policy::call`](crate::Policy::call). What `fallback` fails with.
     ///
     /// # Cancel safety
     ///
@@ -242,8 +262,27 @@ impl CircuitBreaker {
         F: FnOnce(Rejection) -> Fut,
         Fut: Future<Output = Result<Op::Value, Failure<Op::Error>>>,
     {
+        self.execute_or_else(Lift(op), fallback).await
+    }
+
+    /// Runs `op`, whose error says itself what it means, or `fallback` if this breaker refuses it. A refusal by a policy inside
+    /// `op` is neither counted nor replaced.
+    ///
+    /// # Errors
+    ///
+    /// As [`Policy::execute`](crate::Policy::execute). What `fallback` fails with.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Policy::execute`](crate::Policy::execute); and dropping it drops the fallback.
+    pub async fn execute_or_else<Op, F, Fut>(&self, op: Op, fallback: F) -> Result<Op::Value, Op::Error>
+    where
+        Op: Operation<Error: PolicyError>,
+        F: FnOnce(Rejection) -> Fut,
+        Fut: Future<Output = Result<Op::Value, Op::Error>>,
+    {
         match self.admit() {
-            Ok((stamp, started)) => self.execute_admitted(Lift(op), Ticket::new(self, stamp, started)).await,
+            Ok((stamp, started)) => self.execute_admitted(op, Ticket::new(self, stamp, started)).await,
             Err(rejection) => fallback(rejection).await,
         }
     }

@@ -9,9 +9,9 @@ use async_policy::{ConfigError, Name};
 use crate::trip::{RATE, is_rate};
 use crate::{CircuitBreaker, CircuitBreakers, DEFAULT_FAILURE_RATE, Event, Mode, OpenTime, TripRules};
 
-/// How many probes decide unless configured.
+/// How many probes decide unless configured: 1.
 pub const DEFAULT_PROBES: NonZeroU32 = NonZeroU32::MIN;
-/// How long the circuit stays half-open without a decision unless configured.
+/// How long the circuit stays half-open without a decision unless configured: 60 s.
 pub const DEFAULT_HALF_OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How the probes of a half-open circuit are judged.
@@ -136,7 +136,7 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// Makes the jitter of the open time the same in each run.
+    /// Makes the jitter of the open time the same in each run. (Breakers by key differ from each other all the same.)
     pub const fn with_seed(mut self, seed: u64) -> Self {
         self.config.seed = Some(seed);
         self
@@ -144,7 +144,8 @@ impl CircuitBreakerBuilder {
 
     /// What to tell of each [`Event`]. It runs outside every lock, in the call that caused the event (a transition may be told by
     /// another call that is just telling one), so it should be quick, and it should not panic: the panic would
-    /// come out of that call, which counts as aborted if it was just let in; and it is dropped if that thread is unwinding already.
+    /// come out of that call, which counts as aborted if it was just let in. (On a thread that is unwinding from another panic it
+    /// ends there.)
     pub fn with_listener(
         mut self,
         listener: impl Fn(&CircuitBreaker, &Event) + Send + Sync + 'static,
@@ -162,7 +163,7 @@ impl CircuitBreakerBuilder {
     /// outside 0 to 1.
     pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
         let config = self.config.checked()?;
-        Ok(CircuitBreaker::from_parts(self.name, config))
+        Ok(CircuitBreaker::from_parts(self.name, config, 0))
     }
 
     /// Builds breakers by key, made on demand, all alike. At most `max` are held at a time.

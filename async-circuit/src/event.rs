@@ -1,6 +1,7 @@
+use std::fmt;
 use std::time::Duration;
 
-use async_policy::Rejection;
+use async_policy::{Rejection, Verdict};
 use tokio::time::Instant;
 
 use crate::State;
@@ -27,6 +28,12 @@ pub enum Cause {
     Manual,
     /// A saved state was restored.
     Restored,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl Cause {
@@ -81,7 +88,21 @@ pub enum Ending {
     Aborted,
 }
 
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl Ending {
+    pub(crate) const fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Success | Verdict::Permanent => Self::Success,
+            Verdict::Transient | Verdict::Throttled { .. } => Self::Failure,
+            Verdict::Ignored => Self::Ignored,
+        }
+    }
+
     pub(crate) const fn is_failure(self) -> bool {
         matches!(self, Self::Failure | Self::Panicked)
     }
@@ -112,6 +133,9 @@ pub enum Event {
     Rejected(Rejection),
     /// A call would have been refused if the breaker did more than [observe](crate::Mode::ObserveOnly).
     WouldReject(Rejection),
+    /// A key got a breaker that is [not held](crate::CircuitBreakers): there was no room, and nothing to evict. Its calls are not
+    /// protected.
+    NotHeld,
     /// A call ended in any other way than well and in time.
     Ended {
         /// How.

@@ -2,14 +2,14 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_policy::Name;
 use hashbrown::HashTable;
 
-use crate::CircuitBreaker;
 use crate::config::Config;
+use crate::{CircuitBreaker, Event};
 
 /// More shards than this do not make reading faster.
 const MOST_SHARDS: usize = 64;
@@ -25,7 +25,8 @@ const LOOKS: usize = 64;
 /// nearly so, is evicted: never one that is in use (someone holds a clone of it), whose mode was changed by hand, or
 /// whose circuit is not closed. (A circuit that nobody calls stays open: it can be evicted once its open time has been over for
 /// four times as long as it was.) If none of those looked at can be, the new key gets a breaker that is not held: it lets
-/// the call through and is forgotten after it.
+/// the call through and is forgotten after it, which the listener hears as [`Event::NotHeld`]. What is set on such a one is
+/// forgotten too: who sets something takes [`hold`](Self::hold).
 ///
 /// Reading takes the read lock of one of several shards, which those who read do not wait for. The room is that of all
 /// shards together.
@@ -46,6 +47,8 @@ pub struct CircuitBreakers<K, S = RandomState> {
     shards: Box<[Padded<RwLock<Shard<K>>>]>,
     /// How many are held or about to be: at most `max`.
     held: AtomicUsize,
+    /// How many were made so far.
+    made: AtomicU64,
     hasher: S,
     name: Option<Name>,
     name_of: Option<Box<NameOf<K>>>,
@@ -94,8 +97,8 @@ impl<K: Hash + Eq> CircuitBreakers<K> {
         let count = (max.get() / KEYS_IN_A_SHARD).clamp(1, MOST_SHARDS).next_power_of_two();
         let shard = || Padded(RwLock::new(Shard { index: HashTable::new(), slots: Vec::new(), hand: 0 }));
         let shards = std::iter::repeat_with(shard).take(count).collect();
-        let held = AtomicUsize::new(0);
-        Self { shards, held, hasher: RandomState::new(), name, name_of: None, config, max }
+        let (held, made) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { shards, held, made, hasher: RandomState::new(), name, name_of: None, config, max }
     }
 }
 
@@ -112,7 +115,8 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
     pub fn with_hasher<H: BuildHasher>(self, hasher: H) -> CircuitBreakers<K, H> {
         let Self { name, name_of, config, max, .. } = self;
         let shards = CircuitBreakers::<K>::from_parts(None, Arc::clone(&config), max).shards;
-        CircuitBreakers { shards, held: AtomicUsize::new(0), hasher, name, name_of, config, max }
+        let (held, made) = (AtomicUsize::new(0), AtomicU64::new(0));
+        CircuitBreakers { shards, held, made, hasher, name, name_of, config, max }
     }
 
     /// The breaker of `key`, made if there is none yet.
@@ -125,7 +129,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
     {
         let hash = self.hash(key);
         let found = self.read(hash).find(hash, key).map(Slot::touch);
-        found.unwrap_or_else(|| self.make(hash, key.to_owned().into()))
+        found.unwrap_or_else(|| held_or_not(self.make(hash, key.to_owned().into())))
     }
 
     /// The breaker of `key`, if it is held.
@@ -138,12 +142,24 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         self.read(hash).find(hash, key).map(Slot::touch)
     }
 
+    /// [`get`](Self::get), but `None` where there is no room to hold it: for who sets its
+    /// [mode](CircuitBreaker::set_mode) or [restores](CircuitBreaker::restore) it.
+    pub fn hold<Q>(&self, key: &Q) -> Option<CircuitBreaker>
+    where
+        K: Borrow<Q> + From<Q::Owned>,
+        Q: Hash + Eq + ToOwned + ?Sized,
+    {
+        let hash = self.hash(key);
+        let found = self.read(hash).find(hash, key).map(Slot::touch);
+        found.or_else(|| self.make(hash, key.to_owned().into()).ok())
+    }
+
     /// [`get`](Self::get) for a key that is at hand as a whole.
     #[cfg(feature = "tower")]
     pub(crate) fn get_owned(&self, key: K) -> CircuitBreaker {
         let hash = self.hash(&key);
         let found = self.read(hash).find(hash, &key).map(Slot::touch);
-        found.unwrap_or_else(|| self.make(hash, key))
+        found.unwrap_or_else(|| held_or_not(self.make(hash, key)))
     }
 
     /// Forgets the breaker of `key`, whatever its state, and returns it.
@@ -212,17 +228,19 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         all
     }
 
+    /// Makes a breaker; it is the `Err` if there is no room to hold it.
     #[cold]
-    fn make(&self, hash: u64, key: K) -> CircuitBreaker {
+    fn make(&self, hash: u64, key: K) -> Result<CircuitBreaker, CircuitBreaker> {
         let name = self.name_of.as_ref().map(|name_of| name_of(&key)).or_else(|| self.name.clone());
-        let breaker = CircuitBreaker::from_parts(name, Arc::clone(&self.config));
+        let nth = self.made.fetch_add(1, Relaxed);
+        let breaker = CircuitBreaker::from_parts(name, Arc::clone(&self.config), nth);
         // These are dropped after the lock.
         let mut room = self.take_room();
         let _evicted;
         let mut shard = self.write(hash);
         // Someone may have made it meanwhile.
         if let Some(slot) = shard.find(hash, &key) {
-            return slot.touch();
+            return Ok(slot.touch());
         }
         if room.is_none() {
             let mut looks = LOOKS;
@@ -236,14 +254,13 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
             room = evicted.as_ref().map(|_| Room(&self.held));
             _evicted = evicted;
             if let Some(slot) = shard.find(hash, &key) {
-                return slot.touch();
+                return Ok(slot.touch());
             }
         }
-        if let Some(room) = room {
-            shard.insert(Slot { hash, key, breaker: breaker.clone(), use_of: AtomicU8::new(NEW) });
-            std::mem::forget(room);
-        }
-        breaker
+        let Some(room) = room else { return Err(breaker) };
+        shard.insert(Slot { hash, key, breaker: breaker.clone(), use_of: AtomicU8::new(NEW) });
+        std::mem::forget(room);
+        Ok(breaker)
     }
 
     fn take_room(&self) -> Option<Room<'_>> {
@@ -285,6 +302,13 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
     fn write(&self, hash: u64) -> RwLockWriteGuard<'_, Shard<K>> {
         self.shard(hash).write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn held_or_not(made: Result<CircuitBreaker, CircuitBreaker>) -> CircuitBreaker {
+    made.unwrap_or_else(|breaker| {
+        breaker.emit(|| Event::NotHeld);
+        breaker
+    })
 }
 
 impl<K> Slot<K> {

@@ -6,9 +6,9 @@ use async_policy::ConfigError;
 
 use crate::Snapshot;
 
-/// How long the circuit stays open unless configured.
+/// How long the circuit stays open unless configured: 30 s.
 pub const DEFAULT_OPEN_FOR: Duration = Duration::from_secs(30);
-/// By how much a growing open time grows with each reopening unless configured.
+/// By how much a growing open time grows with each reopening unless configured: 2.
 pub const DEFAULT_GROWTH: f64 = 2.0;
 
 type Choose = dyn Fn(&Snapshot) -> Duration + Send + Sync;
@@ -63,7 +63,7 @@ impl OpenTime {
         Self { choose: Some(Arc::new(choose)), ..Self::default() }
     }
 
-    /// By how much it grows with each reopening: 1 or more.
+    /// By how much a [growing](Self::growing) one grows with each reopening: 1 or more.
     pub const fn with_factor(mut self, factor: f64) -> Self {
         self.factor = factor;
         self
@@ -105,6 +105,11 @@ impl OpenTime {
         // The longest times are not exact as a float, and may come back longer.
         let part = time.as_secs_f64() * (1.0 - self.jitter * random);
         Duration::try_from_secs_f64(part).map_or(time, |part| part.min(time))
+    }
+
+    /// The longest there is; what a closure chooses has no bound.
+    pub(crate) const fn cap(&self) -> Duration {
+        if self.choose.is_some() { Duration::MAX } else { self.cap }
     }
 
     pub(crate) const fn choose(&self) -> Option<&Arc<Choose>> {

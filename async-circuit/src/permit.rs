@@ -14,7 +14,8 @@ use crate::state::Stamp;
 
 /// The right to make one call, taken under one epoch of the circuit: given back late, it changes nothing.
 ///
-/// Dropped, the call counts as aborted: neither success nor failure, and a probe's place is free again. What a slow-call rule
+/// Dropped, the call counts as aborted: neither success nor failure, and a probe's place is free again. (Also if a panic drops it:
+/// a permit cannot tell whose panic it is. `call` and `run` can, and count it as a failure.) What a slow-call rule
 /// measures is the time from taking it to giving it back.
 #[must_use = "dropping a permit at once counts the call as aborted"]
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl<B: Borrow<CircuitBreaker>> Ticket<B> {
     }
 
     #[inline]
-    fn settle(&mut self, ending: Ending) {
+    pub(crate) fn settle(&mut self, ending: Ending) {
         if let Some(stamp) = self.stamp.take() {
             self.breaker.borrow().record(stamp, self.started, ending);
         }
@@ -167,11 +168,7 @@ where
             std::mem::forget(on_unwind);
             return Poll::Pending;
         };
-        let ending = match this.judge.judge(&this.operation, &output) {
-            Verdict::Success | Verdict::Permanent => Ending::Success,
-            Verdict::Transient | Verdict::Throttled { .. } => Ending::Failure,
-            Verdict::Ignored => Ending::Ignored,
-        };
+        let ending = Ending::of(this.judge.judge(&this.operation, &output));
         on_unwind.0.settle(ending);
         std::mem::forget(on_unwind);
         Poll::Ready(output)

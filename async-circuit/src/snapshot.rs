@@ -1,4 +1,8 @@
+use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
+
+use async_policy::ConfigError;
 
 /// Where the circuit stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,6 +14,12 @@ pub enum State {
     Open,
     /// A few calls go through and decide.
     HalfOpen,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl State {
@@ -40,6 +50,42 @@ pub enum Mode {
     ForcedClosed,
     /// Closed until the mode is changed; calls are not counted.
     Disabled,
+}
+
+impl Mode {
+    const ALL: [Self; 5] =
+        [Self::Automatic, Self::ObserveOnly, Self::ForcedOpen, Self::ForcedClosed, Self::Disabled];
+
+    /// The mode as a word: `forced_open`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Automatic => "automatic",
+            Self::ObserveOnly => "observe_only",
+            Self::ForcedOpen => "forced_open",
+            Self::ForcedClosed => "forced_closed",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The word back: for an operator's command.
+impl FromStr for Mode {
+    type Err = ConfigError;
+
+    fn from_str(word: &str) -> Result<Self, ConfigError> {
+        let known = Self::ALL.into_iter().find(|mode| mode.as_str() == word);
+        known.ok_or_else(|| {
+            let words = Self::ALL.map(Self::as_str).join(", ");
+            ConfigError::new("mode", format_args!("{word:?}"), format_args!("one of {words}"))
+        })
+    }
 }
 
 /// How many calls ended how since the breaker was made, whatever the mode. Calls that ended well and in time, and calls refused, are
@@ -73,8 +119,8 @@ pub struct Snapshot {
     pub mode: Mode,
     /// How many transitions there were.
     pub epoch: u64,
-    /// How many calls the window of the first failure rate holds. While the circuit is not closed: as it was when it opened,
-    /// but for calls that have left a window over time since.
+    /// How many calls the window of the first failure rate holds. It stands still while the circuit is not closed, except that calls
+    /// still leave a window over time.
     pub calls: u64,
     /// How many of them failed.
     pub failures: u64,
@@ -99,10 +145,10 @@ pub struct Snapshot {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Saved {
-    /// Who decided about the circuit.
-    pub mode: Mode,
+    /// Who decided about the circuit, if that was set by hand.
+    pub mode: Option<Mode>,
     /// How long it still had to stay open; zero if probes were deciding or traffic was on the ramp (it will be probed
-    /// again); `None` if it was closed.
+    /// again), or if it was forced open; `None` if it was closed.
     pub open_for: Option<Duration>,
     /// How often it had opened again without a recovery.
     pub reopenings: u32,

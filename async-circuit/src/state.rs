@@ -83,10 +83,13 @@ pub(crate) struct Circuit {
 }
 
 impl Circuit {
-    pub(crate) fn new(config: Arc<Config>) -> Self {
+    /// The `nth` circuit of a configuration: a seed gives each its own jitter.
+    pub(crate) fn new(config: Arc<Config>, nth: u64) -> Self {
         let meters = config.trip.rules.iter().map(|rule| Meter::new(*rule)).collect();
         let mut circuit = Self {
-            random: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+            random: config
+                .seed
+                .map_or_else(fastrand::Rng::new, |seed| fastrand::Rng::with_seed(seed.wrapping_add(nth))),
             mode: config.mode,
             phase: Phase::Closed { ramp: None },
             epoch: 0,

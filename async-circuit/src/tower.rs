@@ -12,6 +12,7 @@ mod keyed;
 pub use keyed::{KeyedCircuitBreakerLayer, KeyedCircuitBreakerService};
 
 use crate::CircuitBreaker;
+use crate::event::Ending;
 use crate::permit::{Guarded, Judge, Ticket};
 
 /// [`CircuitBreaker`] as a tower layer. All services it makes share the breaker's one state.
@@ -31,7 +32,19 @@ impl CircuitBreakerLayer {
 }
 
 impl<C> CircuitBreakerLayer<C> {
-    /// What an answer means: any `Fn(Result<&Response, &Error>) -> Verdict` that is `Clone`.
+    /// What an answer means: any `Fn(Result<&Response, &Error>) -> Verdict` that is `Clone`. (Its argument's type has to be
+    /// written out.)
+    ///
+    /// ```
+    /// # use async_circuit::{CircuitBreaker, CircuitBreakerLayer, Failure, Verdict};
+    /// # use std::io;
+    /// let layer = CircuitBreakerLayer::new(CircuitBreaker::new()).with_classifier(
+    ///     |answer: Result<&u16, &Failure<io::Error>>| match answer {
+    ///         Ok(status) if *status < 500 => Verdict::Success,
+    ///         _ => Verdict::Transient,
+    ///     },
+    /// );
+    /// ```
     #[must_use]
     pub fn with_classifier<D>(self, classifier: D) -> CircuitBreakerLayer<D> {
         CircuitBreakerLayer { breaker: self.breaker, classifier }
@@ -56,7 +69,7 @@ impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
 ///
 /// `poll_ready` looks at the circuit first: while it refuses, the service is ready without the inner one being asked,
 /// and the future of `call` carries the refusal. It never fails from `poll_ready`, which would leave a buffer above dead for
-/// good.
+/// good. An error of the inner readiness counts as a call's error does.
 ///
 /// If the circuit refuses after the inner service was asked, a clone takes its place, so that what the inner one had reserved (a
 /// limit's permit, say) is free at once. Who waits for the inner service to be ready looks at the circuit again
@@ -103,7 +116,11 @@ where
             return Poll::Ready(Ok(()));
         }
         self.asked = true;
-        self.inner.poll_ready(cx)
+        let ready = self.inner.poll_ready(cx);
+        if let Poll::Ready(result @ Err(_)) = &ready {
+            self.failed_to_get_ready::<S::Response, S::Error>(result);
+        }
+        ready
     }
 
     fn call(&mut self, request: R) -> Self::Future {
@@ -112,6 +129,22 @@ where
         }
         self.asked = false;
         CircuitBreakerFuture::start(self.breaker.clone(), &mut self.inner, request, self.classifier.clone())
+    }
+}
+
+impl<S, C> CircuitBreakerService<S, C> {
+    /// An error of the inner readiness (a connection refused, say) is a call's error: it counts by its verdict.
+    #[cold]
+    fn failed_to_get_ready<T, E: PolicyError>(&self, result: &Result<(), E>)
+    where
+        C: Classify<T, E>,
+    {
+        let Ok((stamp, started)) = self.breaker.admit() else { return };
+        let mut ticket = Ticket::new(&self.breaker, stamp, started);
+        let classify =
+            |answer: Result<&(), _>| answer.err().and_then(|error| self.classifier.classify(Err(error)));
+        let verdict = ticket.guard(|| Outcome::of(result, classify).verdict());
+        ticket.settle(Ending::of(verdict));
     }
 }
 

@@ -94,6 +94,8 @@ impl fmt::Display for PolicyKind {
 pub enum Reason {
     /// The circuit is open.
     CircuitOpen,
+    /// The circuit was opened by hand, until it is closed by hand.
+    ForcedOpen,
     /// The circuit is half-open and all its probes are taken.
     ProbesTaken,
     /// The circuit has recovered and lets only a share of the calls through for now.
@@ -117,8 +119,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::CircuitOpen,
+        Self::ForcedOpen,
         Self::ProbesTaken,
         Self::RampingUp,
         Self::LimitReached,
@@ -142,7 +145,11 @@ impl Reason {
             | Self::QueueFull
             | Self::WaitTooLong
             | Self::Custom => true,
-            Self::DeadlineTooClose | Self::ExceedsCapacity | Self::BudgetSpent | Self::ShutDown => false,
+            Self::ForcedOpen
+            | Self::DeadlineTooClose
+            | Self::ExceedsCapacity
+            | Self::BudgetSpent
+            | Self::ShutDown => false,
         }
     }
 }
@@ -151,6 +158,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::CircuitOpen => "circuit open",
+            Self::ForcedOpen => "circuit opened by hand",
             Self::ProbesTaken => "half-open and all probes taken",
             Self::RampingUp => "ramping up after a recovery",
             Self::LimitReached => "limit reached",
@@ -276,7 +284,12 @@ impl fmt::Display for Rejection {
         }
         write!(f, " refused: {}", self.reason())?;
         match self.retry_after() {
-            Some(wait) => write!(f, " (retry after {wait:?})"),
+            Some(wait) => {
+                // Nobody reads nanoseconds; rounded up, so that who obeys does not come too early.
+                let millis = wait.as_nanos().div_ceil(1_000_000);
+                let shown = u64::try_from(millis).map_or(wait, Duration::from_millis);
+                write!(f, " (retry after {shown:?})")
+            }
             None => Ok(()),
         }
     }

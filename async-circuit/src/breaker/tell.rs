@@ -64,7 +64,7 @@ impl CircuitBreaker {
     }
 
     /// The one place where events leave the breaker.
-    pub(super) fn emit(&self, event: impl FnOnce() -> Event) {
+    pub(crate) fn emit(&self, event: impl FnOnce() -> Event) {
         let listener = self.shared.config.listener.as_ref();
         if listener.is_none() && !cfg!(any(feature = "tracing", feature = "metrics")) {
             return;
@@ -86,10 +86,11 @@ impl CircuitBreaker {
 fn trace(name: Option<&str>, event: &Event) {
     match event {
         Event::Transitioned(Transition { to: State::Open, cause, open_for, .. }) => {
-            tracing::warn!(breaker = name, cause = cause.as_str(), ?open_for, "circuit opened");
+            tracing::warn!(target: "async_circuit", breaker = name, cause = cause.as_str(), ?open_for, "circuit opened");
         }
         Event::Transitioned(Transition { from, to, cause, .. }) => {
             tracing::info!(
+                target: "async_circuit",
                 breaker = name,
                 from = from.as_str(),
                 cause = cause.as_str(),
@@ -97,12 +98,17 @@ fn trace(name: Option<&str>, event: &Event) {
                 to.as_str()
             );
         }
-        Event::Rejected(rejection) => tracing::debug!(breaker = name, %rejection, "call refused"),
+        Event::Rejected(rejection) => {
+            tracing::debug!(target: "async_circuit", breaker = name, %rejection, "call refused");
+        }
         Event::WouldReject(rejection) => {
-            tracing::debug!(breaker = name, %rejection, "call would have been refused");
+            tracing::debug!(target: "async_circuit", breaker = name, %rejection, "call would have been refused");
+        }
+        Event::NotHeld => {
+            tracing::warn!(target: "async_circuit", breaker = name, "no room to hold another circuit");
         }
         Event::Ended { ending, slow } => {
-            tracing::debug!(breaker = name, ending = ending.as_str(), slow, "call did not end well");
+            tracing::debug!(target: "async_circuit", breaker = name, ending = ending.as_str(), slow, "call did not end well");
         }
     }
 }
@@ -130,6 +136,9 @@ fn measure(name: Option<&str>, event: &Event) {
         }
         Event::WouldReject(_) => {
             metrics::counter!("circuit_breaker_would_refuse_total", "breaker" => breaker).increment(1);
+        }
+        Event::NotHeld => {
+            metrics::counter!("circuit_breaker_not_held_total", "breaker" => breaker).increment(1);
         }
         Event::Ended { ending, slow } => {
             let slow = if *slow { "true" } else { "false" };

@@ -15,19 +15,23 @@ impl Circuit {
             Phase::Open { until } if self.mode != Mode::ForcedOpen => Some(until.saturating_sub(now)),
             _ => Some(Duration::ZERO),
         };
-        Saved { mode: self.mode, open_for, reopenings: self.openings.saturating_sub(1), saved_at }
+        let mode = (self.mode != self.config.mode).then_some(self.mode);
+        Saved { mode, open_for, reopenings: self.openings.saturating_sub(1), saved_at }
     }
 
     /// Takes up a saved state, `elapsed` after it was saved.
     pub(crate) fn restore(&mut self, saved: &Saved, elapsed: Duration, now: Duration) {
-        self.mode = saved.mode;
-        match (saved.mode, saved.open_for) {
+        let mode = saved.mode.unwrap_or(self.config.mode);
+        let before = std::mem::replace(&mut self.mode, mode);
+        match (mode, saved.open_for) {
             (Mode::Automatic | Mode::ObserveOnly, Some(time)) => {
                 self.openings = saved.reopenings.saturating_add(1);
-                let until = later(now, time.saturating_sub(elapsed));
+                let left = time.min(self.config.open_for.cap()).saturating_sub(elapsed);
+                let until = later(now, left);
                 self.turn(Phase::Open { until }, Cause::Restored, now);
             }
             (Mode::ForcedOpen, _) => self.turn(Phase::Open { until: Duration::MAX }, Cause::Restored, now),
+            _ if before == mode && self.lets_all_in() => {}
             _ => self.close(None, Cause::Restored, now),
         }
     }

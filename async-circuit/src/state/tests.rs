@@ -15,7 +15,7 @@ fn at(seconds: f64) -> Duration {
 fn circuit_with(change: impl FnOnce(&mut Config)) -> Circuit {
     let mut config = Config { open_for: at(60.0).into(), ..Config::default() };
     change(&mut config);
-    Circuit::new(Arc::new(config))
+    Circuit::new(Arc::new(config), 0)
 }
 
 fn circuit(trip: impl Into<TripRules>, probes: u32) -> Circuit {
@@ -385,7 +385,7 @@ fn the_ramp_lets_an_even_and_growing_share_through() {
 fn modes_decide_over_the_rules() {
     let mut circuit = circuit(rate(0.5, 10, 1), 1);
     circuit.set_mode(Mode::ForcedOpen, at(0.0));
-    assert_eq!(refused(&mut circuit, 1e9), Refusal { reason: Reason::CircuitOpen, retry_after: None });
+    assert_eq!(refused(&mut circuit, 1e9), Refusal { reason: Reason::ForcedOpen, retry_after: None });
     assert_eq!(circuit.refuses_until(), Some(Duration::MAX));
 
     circuit.set_mode(Mode::ForcedClosed, at(0.0));
@@ -461,7 +461,59 @@ fn a_restored_circuit_remembers_a_dead_backend() {
     feed(&mut fourth, 1.0, "SSSSS");
     let mut fifth = circuit_with(config);
     fifth.restore(&fourth.save(at(1.0), saved_at), at(0.0), at(0.0));
-    assert_eq!(fifth.state(), State::Closed);
+    assert_eq!((fifth.state(), fifth.epoch()), (State::Closed, 0), "closed to closed is no transition");
+}
+
+#[test]
+fn a_restored_circuit_stays_open_no_longer_than_its_configuration_allows() {
+    let capped = |config: &mut Config| config.open_for = OpenTime::fixed(at(10.0));
+    let chosen = |config: &mut Config| config.open_for = OpenTime::by(|_| at(1.0));
+    let mut dead = circuit_with(|_| {});
+    feed(&mut dead, 0.0, "FFFFFFFFFFFFFFFFFFFF");
+    let mut saved = dead.save(at(0.0), SystemTime::UNIX_EPOCH);
+    saved.open_for = Some(Duration::MAX);
+    let mut fresh = circuit_with(capped);
+    fresh.restore(&saved, at(0.0), at(0.0));
+    assert_eq!(refused(&mut fresh, 0.0).retry_after, Some(at(10.0)));
+    let mut fresh = circuit_with(chosen);
+    fresh.restore(&saved, at(0.0), at(0.0));
+    assert!(refused(&mut fresh, 0.0).retry_after > Some(at(1e9)));
+}
+
+#[test]
+fn a_mode_nobody_set_by_hand_is_that_of_the_new_configuration() {
+    let watching = |config: &mut Config| config.mode = Mode::ObserveOnly;
+    let saved = circuit_with(|_| {}).save(at(0.0), SystemTime::UNIX_EPOCH);
+    let mut fresh = circuit_with(watching);
+    fresh.restore(&saved, at(0.0), at(0.0));
+    assert_eq!(fresh.snapshot(at(0.0)).mode, Mode::ObserveOnly);
+
+    let mut by_hand = circuit_with(watching);
+    by_hand.set_mode(Mode::Disabled, at(0.0));
+    fresh.restore(&by_hand.save(at(0.0), SystemTime::UNIX_EPOCH), at(0.0), at(0.0));
+    assert_eq!(fresh.snapshot(at(0.0)).mode, Mode::Disabled);
+}
+
+#[test]
+fn circuits_of_one_seed_have_a_jitter_each_and_the_same_in_each_run() {
+    let config = Arc::new(Config {
+        trip: Trip::consecutive_failures(NonZeroU32::MIN),
+        open_for: OpenTime::fixed(at(100.0)).with_jitter(1.0),
+        seed: Some(7),
+        ..Config::default()
+    });
+    let open_for = |nth| {
+        let mut circuit = Circuit::new(Arc::clone(&config), nth);
+        feed(&mut circuit, 0.0, "F");
+        circuit.snapshot(at(0.0)).retry_after.unwrap()
+    };
+    let times: Vec<_> = (0..20).map(open_for).collect();
+    assert_eq!(times, (0..20).map(open_for).collect::<Vec<_>>());
+    let mut different = times.clone();
+    different.sort();
+    different.dedup();
+    assert_eq!(different.len(), 20);
+    assert!(different[0] < at(30.0) && different[19] > at(70.0), "{times:?}");
 }
 
 #[test]

@@ -30,9 +30,13 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// While open; `Duration::MAX` stands for ever.
+    /// While open; `Duration::MAX` stands for ever, which is by hand.
     pub(crate) fn open(left: Duration) -> Self {
-        Self { reason: Reason::CircuitOpen, retry_after: (left != Duration::MAX).then_some(left) }
+        if left == Duration::MAX {
+            Self { reason: Reason::ForcedOpen, retry_after: None }
+        } else {
+            Self { reason: Reason::CircuitOpen, retry_after: Some(left) }
+        }
     }
 }
 

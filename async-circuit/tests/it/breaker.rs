@@ -2,7 +2,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_circuit::{
-    CircuitBreaker, CircuitBreakerBuilder, Failure, Guard, OpenTime, Operation, OwnedPermit, Policy,
+    CircuitBreaker, CircuitBreakerBuilder, Failure, Guard, Mode, OpenTime, Operation, OwnedPermit, Policy,
     Recovery, Rejection, State, Trip, Verdict,
 };
 use async_policy::{PolicyKind, Reason, Timeout};
@@ -262,6 +262,12 @@ async fn a_fallback_takes_the_place_of_a_refusal_by_this_breaker_only() {
     assert!(matches!(inner_refusal, Failure::Rejected(_)));
     let lifted = outer.call_or(inside, 8).await;
     assert!(matches!(lifted, Err(Failure::Operation(Failure::Rejected(_)))));
+    let failures = outer.snapshot().failures;
+    let told_apart = outer.execute_or_else(inside, async |_| Ok(8)).await;
+    assert!(matches!(told_apart, Err(Failure::Rejected(_))));
+    assert_eq!(outer.snapshot().failures, failures);
+    outer.set_mode(Mode::ForcedOpen);
+    assert_eq!(outer.execute_or_else(inside, async |_| Ok(8)).await, Ok(8));
 }
 
 #[tokio::test(start_paused = true)]

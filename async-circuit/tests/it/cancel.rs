@@ -54,6 +54,9 @@ async fn so_are_calls_and_fallbacks() {
     breaker.set_mode(Mode::ForcedOpen);
     let fallback = || breaker.call_or_else(answer, async |_| answer().await.map_err(Failure::Operation));
     assert_eq!(drop_at_every_await(fallback, async |_| assert_eq!(breaker.snapshot().calls, 1)).await, 2);
+    let answered = || async { answer().await.map_err(Failure::Operation) };
+    let fallback = || breaker.execute_or_else(answered, async |_| answered().await);
+    assert_eq!(drop_at_every_await(fallback, async |_| assert_eq!(breaker.snapshot().calls, 1)).await, 2);
 }
 
 #[tokio::test(start_paused = true)]

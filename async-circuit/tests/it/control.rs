@@ -18,10 +18,23 @@ async fn forced_open_refuses_until_told_otherwise_and_names_no_time() {
     let breaker = quick();
     breaker.set_mode(Mode::ForcedOpen);
     advance(Duration::from_secs(86_400)).await;
-    assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), None);
+    let refusal = breaker.try_acquire().unwrap_err();
+    assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::ForcedOpen, None));
+    assert!(!refusal.reason().may_pass(), "a retry does not wait for an operator");
     assert_eq!((breaker.state(), breaker.snapshot().mode), (State::Open, Mode::ForcedOpen));
     breaker.set_mode(Mode::Automatic);
     assert!(call(&breaker, true).await);
+}
+
+#[test]
+fn an_operator_says_the_mode_in_a_word() {
+    for word in ["automatic", "observe_only", "forced_open", "forced_closed", "disabled"] {
+        assert_eq!(word.parse::<Mode>().unwrap().to_string(), word);
+    }
+    assert_eq!(
+        "open".parse::<Mode>().unwrap_err().to_string(),
+        "invalid `mode`: \"open\"; expected one of automatic, observe_only, forced_open, forced_closed, disabled"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,13 @@
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use async_circuit::{CircuitBreaker, CircuitBreakerBuilder, CircuitBreakers, Mode, Policy, State, Trip};
+use async_circuit::{
+    CircuitBreaker, CircuitBreakerBuilder, CircuitBreakers, Event, Mode, Policy, State, Trip,
+};
 use tokio::time::advance;
 
 fn builder() -> CircuitBreakerBuilder {
@@ -255,4 +259,27 @@ async fn whatever_happens_no_refusing_breaker_is_forgotten_and_no_more_than_allo
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_set_on_a_held_breaker_is_not_forgotten_and_who_finds_no_room_is_told() {
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    let hosts: CircuitBreakers<String> = builder()
+        .with_listener(move |_, event| {
+            if *event == Event::NotHeld {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+        .build_keyed(NonZeroUsize::MIN)
+        .unwrap();
+    let held = hosts.get("a");
+    assert!(hosts.hold("b").is_none());
+    assert_eq!(told.load(Ordering::Relaxed), 0, "it was the answer");
+    hosts.get("b").set_mode(Mode::ForcedOpen);
+    assert_eq!((hosts.get("b").state(), told.load(Ordering::Relaxed)), (State::Closed, 2));
+    drop(held);
+    hosts.hold("b").unwrap().set_mode(Mode::ForcedOpen);
+    hosts.get("c");
+    assert_eq!(hosts.get("b").state(), State::Open);
 }

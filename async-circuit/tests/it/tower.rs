@@ -1,11 +1,12 @@
 use std::future::Ready;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_circuit::{
-    CircuitBreaker, CircuitBreakerLayer, CircuitBreakers, Failure, KeyedCircuitBreakerLayer, Mode, State,
-    Trip, Verdict,
+    CircuitBreaker, CircuitBreakerLayer, CircuitBreakers, Failure, KeyedCircuitBreakerLayer, Mode,
+    PolicyKind, Reason, Rejection, State, Trip, Verdict,
 };
 use async_policy::PolicyError;
 use tokio::sync::Semaphore;
@@ -42,6 +43,47 @@ async fn refusals_do_not_kill_a_buffer_above_and_do_not_ask_the_inner_service() 
     advance(Duration::from_secs(1)).await;
     service.clone().oneshot(false).await.unwrap();
     assert_eq!(breaker.state(), State::Closed);
+}
+
+/// A service that never gets ready: what a connector says that is refused.
+#[derive(Clone)]
+struct Unconnected(Failure<&'static str>);
+
+impl Service<()> for Unconnected {
+    type Response = ();
+    type Error = Failure<&'static str>;
+    type Future = Ready<Result<(), Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Err(self.0.clone()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        unreachable!("it is never ready")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_gets_ready_opens_the_circuit_and_as_a_probe_keeps_it_open() {
+    let breaker = quick();
+    let layer = CircuitBreakerLayer::new(breaker.clone());
+    let unconnected = || layer.layer(Unconnected(Failure::Operation("connection refused")));
+    for _ in 0..2 {
+        assert_eq!(unconnected().oneshot(()).await, Err(Failure::Operation("connection refused")));
+    }
+    assert!(unconnected().oneshot(()).await.unwrap_err().rejection().is_some());
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(unconnected().oneshot(()).await, Err(Failure::Operation("connection refused")));
+    assert!(unconnected().oneshot(()).await.unwrap_err().rejection().is_some());
+    assert_eq!((breaker.state(), breaker.snapshot().reopenings), (State::Open, 1));
+
+    // A refusal from inside says nothing about the backend.
+    breaker.reset();
+    let refusal = Rejection::new(PolicyKind::ConcurrencyLimit, Reason::LimitReached);
+    for _ in 0..5 {
+        layer.layer(Unconnected(Failure::Rejected(refusal.clone()))).oneshot(()).await.unwrap_err();
+    }
+    assert_eq!((breaker.state(), breaker.snapshot().totals.ignored), (State::Closed, 5));
 }
 
 #[tokio::test(start_paused = true)]
