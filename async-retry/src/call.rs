@@ -212,18 +212,10 @@ where
             && let StateProjection::Running { attempt } = this.state.project()
         {
             let attempts = &*this.attempts;
-            // Taken apart at once, because only the part that is there is then copied.
-            let (verdict, result) = match ready!(attempt.poll(cx)) {
-                Ok(value) => match attempts.classify(Ok(&value)).unwrap_or(Verdict::Success) {
-                    Verdict::Success => return Poll::Ready(R::finish(None, Ok(value))),
-                    verdict => (Some(verdict), Ok(value)),
-                },
-                Err(error) => {
-                    let result = Err(error);
-                    (verdict_of(&result, |answer| attempts.classify(answer)), result)
-                }
-            };
-            self.as_mut().end(verdict, result);
+            match judge(ready!(attempt.poll(cx)), |answer| attempts.classify(answer)) {
+                Ok(value) => return Poll::Ready(R::finish(None, Ok(value))),
+                Err((verdict, result)) => self.as_mut().end(verdict, result),
+            }
         }
         ready!(self.as_mut().go_on(cx));
         let StateProjection::Over { output } = self.project().state.project() else {
@@ -347,6 +339,25 @@ pub(crate) fn verdict_of<T, E: PolicyError>(
     match Outcome::of(result, classify) {
         Outcome::Answered(verdict) => Some(verdict),
         _ => None,
+    }
+}
+
+/// The value of a success, or the result with its verdict. Taken apart at once, because only the part that is there is then copied.
+#[inline(always)]
+#[allow(clippy::inline_always, clippy::type_complexity)]
+pub(crate) fn judge<T, E: PolicyError>(
+    result: Result<T, E>,
+    classify: impl Fn(Result<&T, &E>) -> Option<Verdict>,
+) -> Result<T, (Option<Verdict>, Result<T, E>)> {
+    match result {
+        Ok(value) => match classify(Ok(&value)).unwrap_or(Verdict::Success) {
+            Verdict::Success => Ok(value),
+            verdict => Err((Some(verdict), Ok(value))),
+        },
+        Err(error) => {
+            let result = Err(error);
+            Err((verdict_of(&result, classify), result))
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use async_policy::{Failure, Lift, Operation, Policy, PolicyError, Verdict};
 use pin_project_lite::pin_project;
 use tokio::task::coop::consume_budget;
 
-use crate::call::{Call, Resumed, Starts, Timed, verdict_of};
+use crate::call::{Call, Resumed, Starts, Timed, judge, verdict_of};
 use crate::report::{Best, Record, Reporter};
 use crate::retry::{Past, Pause};
 use crate::state::Progress;
@@ -25,11 +25,10 @@ impl Policy for Retry {
         // What an immediate success needs, and no more: the rest is made when there is a delay, or something to weigh.
         let mut early = Early { attempts: 0, record: Best::default() };
         let past = loop {
-            let result = op.start().await;
-            let verdict = verdict_of(&result, |answer| op.classify(answer));
-            if verdict == Some(Verdict::Success) {
-                return result;
-            }
+            let (verdict, result) = match judge(op.start().await, |answer| op.classify(answer)) {
+                Ok(value) => return Ok(value),
+                Err(failed) => failed,
+            };
             match self.settle_early(&mut early, verdict, result) {
                 Settled::End(result) => return result,
                 Settled::AtOnce => {}
