@@ -36,9 +36,15 @@ mod with {
             }
         }
 
-        pub(crate) fn finish(&self) {
+        /// The last gather has ended: at its natural end, or before.
+        pub(crate) fn finish(&self, natural: bool) {
             if let Some(bar) = &self.0 {
-                bar.finish_using_style();
+                if natural {
+                    bar.finish_using_style();
+                } else {
+                    // As far as it came: finishing would show all of it as done.
+                    bar.abandon();
+                }
             }
         }
     }
@@ -52,6 +58,6 @@ mod without {
     impl Bar {
         pub(crate) const fn begin(&self, _: Option<usize>) {}
         pub(crate) const fn ended(&self, _: Option<usize>) {}
-        pub(crate) const fn finish(&self) {}
+        pub(crate) const fn finish(&self, _: bool) {}
     }
 }

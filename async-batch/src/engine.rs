@@ -20,7 +20,7 @@ use crate::source::Source;
 use crate::state::{Core, MayStart};
 use crate::wake::{Block, WakeSet};
 use crate::work::Work;
-use crate::{ItemError, Settled, Stopped};
+use crate::{ItemError, Settled, Stop, Stopped};
 
 /// Polls per unit of the task's cooperative budget. One unit costs about 6 ns and a task has 128, so a gather of ready
 /// items gives way about every thousand.
@@ -134,6 +134,9 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
         if let Some(limit) = &self.plan.shared_limit {
             limit.watch(&self.wakes);
         }
+        if let Some(stop) = &self.plan.stop {
+            stop.watch(&self.wakes);
+        }
         self.deadline = self.plan.deadline.and_then(|limit| Instant::now().checked_add(limit));
     }
 
@@ -152,6 +155,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
             return Poll::Ready(false);
         }
         loop {
+            self.look_at_stop();
             if self.due.is_empty() {
                 self.wakes.take(&mut self.due, &mut self.room);
             }
@@ -163,7 +167,11 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 return Poll::Ready(false);
             }
             if self.core.in_flight() == 0 && (self.source.is_none() || self.core.stopped().is_some()) {
-                self.reporter = None;
+                if let Some(reporter) = self.reporter.take()
+                    && self.core.stopped().is_none()
+                {
+                    reporter.finish();
+                }
                 return Poll::Ready(true);
             }
             if self.due.is_empty() {
@@ -255,7 +263,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 MayStart::Full | MayStart::Pausing | MayStart::Stopped => break,
             }
             match self.burst(cx, horizon, sink) {
-                Burst::Started | Burst::NoRoom => {}
+                Burst::Started | Burst::NoRoom => self.look_at_stop(),
                 Burst::Exhausted => self.source = None,
                 Burst::Waiting => break,
                 Burst::Late => self.pass_deadline(),
@@ -334,7 +342,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
                 if !sink.take(Settled { index, result, detail }) {
                     return Burst::Full;
                 }
-                if stop || plan.shared_limit.is_some() {
+                if stop || plan.shared_limit.is_some() || plan.stop.is_some() {
                     return Burst::NoRoom;
                 }
             }
@@ -416,6 +424,14 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Engine<S, W, K> {
             }
         }
         true
+    }
+
+    /// Stops if that was requested.
+    fn look_at_stop(&mut self) {
+        let requested = self.plan.stop.as_ref().is_some_and(Stop::is_requested);
+        if requested && self.core.stop(Stopped::Requested) {
+            self.end_all();
+        }
     }
 
     #[cold]

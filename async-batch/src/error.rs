@@ -9,7 +9,7 @@ use async_policy::{Failure, PolicyError, Rejection, TimedOut};
 /// How an item ends when it does not end well.
 ///
 /// It is a [`PolicyError`], so the policies that run an item speak through it and it stays flat: `Display` and `source`
-/// of an item's own error are its own.
+/// of an item's own error are its own. It is an [`Error`] where `E` is one, whose `source` it hands on; a `String` is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ItemError<E> {
     /// It ran and failed; the error is its own.

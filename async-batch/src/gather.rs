@@ -8,13 +8,13 @@ use async_policy::{ByError, Classify, ConfigError, Policy};
 
 use crate::state::{Chunks, Rule};
 use crate::work::{Blocking, Here, InTask, Replayed, Spawned, There, UnderPolicy};
-use crate::{IntoSource, Limit, Progress, Run, Work};
+use crate::{IntoSource, Limit, Progress, Run, Stop, Work};
 
 /// Runs many items, at most so many at once, and keeps how each of them ended.
 ///
 /// A `Gather` is a plan: it can be kept, cloned and run any number of times. Where the items run is one word:
 ///
-/// | | runs the items | dropping the call | [fail fast](Self::fail_fast), a passed time-out or deadline |
+/// | | runs the items | dropping the call | [fail fast](Self::fail_fast), a passed time-out or deadline, a [`Stop`] |
 /// |---|---|---|---|
 /// | [`run`](Self::run) | in the caller's task, in turns | drops them | drops them |
 /// | [`spawn`](Self::spawn) | in a task each, in parallel | requests their abort | aborts them, and waits until they have stopped |
@@ -58,6 +58,7 @@ pub(crate) struct Plan {
     limit: NonZeroUsize,
     /// Stands above `limit`.
     pub(crate) shared_limit: Option<Limit>,
+    pub(crate) stop: Option<Stop>,
     pub(crate) rule: Rule,
     pub(crate) chunks: Option<Chunks>,
     pub(crate) item_timeout: Option<Duration>,
@@ -78,6 +79,7 @@ impl Gather {
             plan: Plan {
                 limit,
                 shared_limit: None,
+                stop: None,
                 rule: Rule::Settle,
                 chunks: None,
                 item_timeout: None,
@@ -102,6 +104,12 @@ impl Gather {
         self
     }
 
+    /// Stops when `stop` says so, as [`fail_fast`](Self::fail_fast) does at a failure, and keeps what has ended by then.
+    pub fn with_stop(mut self, stop: &Stop) -> Self {
+        self.plan.stop = Some(stop.clone());
+        self
+    }
+
     /// Stops at the first failure: no other item starts, and what is under way counts as
     /// [cancelled](crate::ItemError::Cancelled). All of it **has stopped** when the call returns.
     pub const fn fail_fast(self) -> Self {
@@ -109,28 +117,38 @@ impl Gather {
     }
 
     /// As [`fail_fast`](Self::fail_fast), but at the n-th failure.
+    ///
+    /// Every item that ends by itself without a value counts: by its own error, a time-out, a panic, and a refusal by its
+    /// policy too. To a retry or a breaker a refusal says nothing, for the item did not run; but this budget bounds how
+    /// many results are missing, and when a breaker has opened there is no point in having all other items refused.
     pub const fn stop_after(mut self, failures: NonZeroUsize) -> Self {
         self.plan.rule = Rule::After(failures);
         self
     }
 
     /// As [`fail_fast`](Self::fail_fast), but once more than `ratio` of the items that have ended failed, and at least
-    /// `of` have ended.
+    /// `of` have ended. What counts is what counts for [`stop_after`](Self::stop_after).
     ///
     /// # Errors
     ///
-    /// A ratio that is not within 0 and 1.
+    /// A ratio that is not at least 0 and below 1, above which no share can be.
     pub fn stop_above(mut self, ratio: f64, of: NonZeroUsize) -> Result<Self, ConfigError> {
-        if !(0.0..=1.0).contains(&ratio) {
-            return Err(ConfigError::new("gather.stop_above.ratio", ratio, "a number from 0 to 1"));
+        if !(0.0..1.0).contains(&ratio) {
+            return Err(ConfigError::new(
+                "gather.stop_above.ratio",
+                ratio,
+                "a number of at least 0 and below 1",
+            ));
         }
         self.plan.rule = Rule::Above { ratio, of };
         Ok(self)
     }
 
     /// Runs the items in groups of `size`: the next group starts when the last item of the one before has ended, and
-    /// `pause` has passed. Within a group the limit holds. No pause follows the last group, unless the input cannot
-    /// tell that it was the last.
+    /// `pause` has passed. Within a group the limit holds.
+    ///
+    /// No pause follows the last group where the input's `size_hint` says that nothing is left; an input that cannot say so
+    /// (a filter, a channel) is asked only after the pause.
     pub const fn in_chunks(mut self, size: NonZeroUsize, pause: Duration) -> Self {
         self.plan.chunks = Some(Chunks { size, pause });
         self
@@ -141,6 +159,9 @@ impl Gather {
     ///
     /// On blocking threads nothing can be cut short: an item that takes too long holds its place until it ends, and what it
     /// ends with is its result. So does a spawned item that ends by itself before the abort reaches it.
+    ///
+    /// In the caller's task an item that is ready at its first poll succeeds whatever the limit, zero included; one that
+    /// runs elsewhere has not begun by then.
     ///
     /// Needs tokio's timer, as all that follows the clock here.
     pub const fn with_item_timeout(mut self, limit: Duration) -> Self {
@@ -166,6 +187,9 @@ impl Gather {
     }
 
     /// Runs each item under `policy`: retry, limit, breaker, or a tuple of them, shared by all items.
+    ///
+    /// It comes last: what else the gather is to do is said before. Policies are asynchronous, so there is no
+    /// `spawn_blocking` under them: within the item, await `tokio::task::spawn_blocking`.
     pub fn with_policy<P: Policy>(self, policy: P) -> PolicyGather<P> {
         PolicyGather { plan: self.plan, policy: Arc::new(policy), classify: Arc::new(ByError) }
     }

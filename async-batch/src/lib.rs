@@ -17,8 +17,12 @@ mod run;
 mod slot;
 mod source;
 mod state;
+mod stop;
 mod wake;
 mod work;
+
+#[cfg(feature = "indicatif")]
+pub use indicatif;
 
 pub use batcher::{Batcher, BatcherBuilder, LoadError, Loaded, WhenFull};
 pub use detail::{Detail, Detailed, Plain};
@@ -30,4 +34,5 @@ pub use progress::{Progress, Snapshot};
 pub use race::{first_success, first_to_finish, quorum};
 pub use run::{Completed, Ordered, Run, Summary};
 pub use source::{IntoSource, Items, Streamed, streamed};
+pub use stop::Stop;
 pub use work::{Blocking, InTask, Spawned, Work};

@@ -32,24 +32,40 @@ pub struct Limit {
 #[derive(Debug)]
 struct Shared {
     items: AtomicUsize,
-    gathers: Mutex<Vec<Weak<WakeSet>>>,
+    gathers: Gathers,
+}
+
+/// The gathers that are to be told of a change, as long as they live.
+#[derive(Debug, Default)]
+pub(crate) struct Gathers(Mutex<Vec<Weak<WakeSet>>>);
+
+impl Gathers {
+    pub(crate) fn nudge(&self) {
+        let gathers = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for gather in gathers.iter().filter_map(Weak::upgrade) {
+            gather.nudge();
+        }
+    }
+
+    pub(crate) fn watch(&self, gather: &Arc<WakeSet>) {
+        let mut gathers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        gathers.retain(|gather| gather.strong_count() > 0);
+        gathers.push(Arc::downgrade(gather));
+    }
 }
 
 impl Limit {
     /// At most `items` at once, for now.
     #[must_use]
     pub fn new(items: NonZeroUsize) -> Self {
-        let shared = Shared { items: AtomicUsize::new(items.get()), gathers: Mutex::default() };
+        let shared = Shared { items: AtomicUsize::new(items.get()), gathers: Gathers::default() };
         Self { shared: Arc::new(shared) }
     }
 
     /// At most `items` at once, from now on.
     pub fn set(&self, items: NonZeroUsize) {
         self.shared.items.store(items.get(), Ordering::Release);
-        let gathers = self.shared.gathers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for gather in gathers.iter().filter_map(Weak::upgrade) {
-            gather.nudge();
-        }
+        self.shared.gathers.nudge();
     }
 
     /// How many items may be under way at once now.
@@ -60,8 +76,6 @@ impl Limit {
 
     /// Nudges `gather` at each change, as long as it lives.
     pub(crate) fn watch(&self, gather: &Arc<WakeSet>) {
-        let mut gathers = self.shared.gathers.lock().unwrap_or_else(PoisonError::into_inner);
-        gathers.retain(|gather| gather.strong_count() > 0);
-        gathers.push(Arc::downgrade(gather));
+        self.shared.gathers.watch(gather);
     }
 }

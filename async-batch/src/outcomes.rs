@@ -3,7 +3,7 @@ use std::fmt;
 use std::iter::FusedIterator;
 use std::{slice, vec};
 
-use crate::ItemError;
+use crate::{ItemError, Summary};
 
 /// One item that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,17 +25,28 @@ pub enum Stopped {
     Failures,
     /// Its [deadline](crate::Gather::with_deadline) passed, or a pause could not end before it.
     Deadline,
+    /// A stop was [requested](crate::Stop).
+    Requested,
     /// A [`quorum`](crate::quorum) was asked of fewer futures than it takes.
-    TooFew,
+    TooFew {
+        /// How many were to succeed.
+        asked: usize,
+        /// How many futures there were.
+        futures: usize,
+    },
 }
 
 impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Failures => "stopped by its failures",
-            Self::Deadline => "stopped by its deadline",
-            Self::TooFew => "fewer than it takes",
-        })
+        match self {
+            Self::Failures => f.write_str("stopped by its failures"),
+            Self::Deadline => f.write_str("stopped by its deadline"),
+            Self::Requested => f.write_str("stopped on request"),
+            Self::TooFew { asked, futures } => {
+                let s = if *futures == 1 { "" } else { "s" };
+                write!(f, "a quorum of {asked} was asked of {futures} future{s}; none was started")
+            }
+        }
     }
 }
 
@@ -129,10 +140,45 @@ impl<T, E, D> Outcomes<T, E, D> {
         &self.values
     }
 
-    /// The items that failed, with their index, in input order.
+    /// How many items were started, and how they ended.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let cancelled = self.failures.iter().filter(|(_, error)| error.is_cancelled()).count();
+        Summary {
+            started: self.len(),
+            succeeded: self.values.len(),
+            failed: self.failures.len() - cancelled,
+            cancelled,
+            stopped: self.stopped,
+        }
+    }
+
+    /// The items without a value, with their index, in input order.
+    ///
+    /// These are the ones that failed and, where the gather stopped, the ones it
+    /// [cancelled](ItemError::is_cancelled): with [`values`](Self::values) they make up all that started. The
+    /// [`summary`](Self::summary) counts the two apart. What was kept of an item besides its result is its
+    /// [`detail`](Self::detail).
     #[must_use]
     pub fn failures(&self) -> &[(usize, ItemError<E>)] {
         &self.failures
+    }
+
+    /// What was kept of an item besides its result, if it was started: see [`detailed`](crate::Run::detailed).
+    ///
+    /// ```
+    /// use async_batch::Gather;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let outcomes = Gather::up_to::<8>().run(["a", "b"], async |_| Err::<(), _>("down")).detailed().await;
+    /// let again: Vec<&str> =
+    ///     outcomes.failures().iter().filter_map(|(index, _)| Some(outcomes.detail(*index)?.input)).collect();
+    /// assert_eq!(again, ["a", "b"]);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn detail(&self, index: usize) -> Option<&D> {
+        self.details.get(index)
     }
 
     /// The values of the items that succeeded, in input order, without the failures.
@@ -141,7 +187,7 @@ impl<T, E, D> Outcomes<T, E, D> {
         self.values
     }
 
-    /// Successes and failures, each with its index, each in input order.
+    /// Successes and [failures](Self::failures), each with its index, each in input order.
     #[must_use]
     #[expect(clippy::type_complexity, reason = "two lists of pairs need no name")]
     pub fn split(self) -> (Vec<(usize, T)>, Vec<(usize, ItemError<E>)>) {
@@ -197,8 +243,11 @@ impl<T, E: fmt::Debug, D> fmt::Debug for Outcomes<T, E, D> {
 impl<T, E: fmt::Display, D> fmt::Display for Outcomes<T, E, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LISTED: usize = 5;
-        let cancelled = self.failures.iter().filter(|(_, error)| error.is_cancelled()).count();
-        write!(f, "{} of {} items failed", self.failures.len() - cancelled, self.len())?;
+        if let Some(too_few @ Stopped::TooFew { .. }) = self.stopped {
+            return too_few.fmt(f);
+        }
+        let Summary { started, failed, cancelled, .. } = self.summary();
+        write!(f, "{failed} of {started} items failed")?;
         if let Some(stopped) = self.stopped {
             write!(f, ", {stopped}")?;
         }

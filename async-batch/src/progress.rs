@@ -44,6 +44,8 @@ struct Span {
     /// Gathers that do not know.
     unknown: usize,
     running: usize,
+    /// One was dropped, or stopped before its input ended.
+    cut_short: bool,
     began: Option<Instant>,
     ended: Option<Instant>,
 }
@@ -58,6 +60,8 @@ pub struct Snapshot {
     pub total: Option<usize>,
     /// Items that ended by themselves, well or not.
     pub done: usize,
+    /// Those of them that succeeded.
+    pub succeeded: usize,
     /// Those of them that failed.
     pub failed: usize,
     /// Items under way.
@@ -94,13 +98,18 @@ impl Progress {
         Self::default()
     }
 
-    /// One that is also drawn on `bar`: its length and position follow the items, its message says how many failed. The
-    /// bar draws itself at its own rate, whatever the items', and when the last gather ends it is finished as its
-    /// [`with_finish`](indicatif::ProgressBar::with_finish) says.
+    /// A new one, drawn on `bar` too: its length and position follow the items, its message says how many failed. The bar
+    /// draws itself at its own rate, whatever the items'.
+    ///
+    /// When the last gather has ended, the bar is finished as its [`with_finish`](indicatif::ProgressBar::with_finish)
+    /// says. If one of them stopped before its input ended, or was dropped, the bar is
+    /// [abandoned](indicatif::ProgressBar::abandon) instead: it stays where it stands, and says so.
+    ///
+    /// The bar is one of indicatif 0.18, which is there as [`async_batch::indicatif`](crate::indicatif).
     ///
     /// ```
+    /// use async_batch::indicatif::ProgressBar;
     /// use async_batch::{Gather, Progress};
-    /// use indicatif::ProgressBar;
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
     /// let progress = Progress::drawn_on(ProgressBar::no_length());
@@ -128,6 +137,7 @@ impl Progress {
         Snapshot {
             total: (span.unknown == 0 && span.began.is_some()).then_some(span.total),
             done,
+            succeeded,
             failed,
             in_flight: started - done - cancelled,
             cancelled,
@@ -148,7 +158,7 @@ impl Progress {
         let total = (span.unknown == 0).then_some(span.total);
         drop(span);
         self.counts.bar.begin(total);
-        Reporter { counts: Arc::clone(&self.counts), in_flight: 0 }
+        Reporter { counts: Arc::clone(&self.counts), in_flight: 0, natural_end: false }
     }
 }
 
@@ -157,9 +167,15 @@ impl Progress {
 pub(crate) struct Reporter {
     counts: Arc<Counts>,
     in_flight: usize,
+    natural_end: bool,
 }
 
 impl Reporter {
+    /// Every item of the input has ended.
+    pub(crate) fn finish(mut self) {
+        self.natural_end = true;
+    }
+
     pub(crate) fn started(&mut self) {
         self.in_flight += 1;
         self.counts.started.fetch_add(1, Ordering::Relaxed);
@@ -186,10 +202,11 @@ impl Drop for Reporter {
         let mut span = self.counts.span.lock().unwrap_or_else(PoisonError::into_inner);
         span.running -= 1;
         span.ended = Some(now);
-        let last = span.running == 0;
+        span.cut_short |= !self.natural_end;
+        let (last, natural) = (span.running == 0, !span.cut_short);
         drop(span);
         if last {
-            self.counts.bar.finish();
+            self.counts.bar.finish(natural);
         }
     }
 }

@@ -6,7 +6,8 @@ use crate::{Gather, ItemError, Outcomes, Settled, Stopped};
 
 /// Runs the futures side by side and gives the first success, with its index; the others are dropped.
 ///
-/// They are polled in the caller's task, all at once, the first one first. A panic counts as a failure.
+/// They are polled in the caller's task, all at once, the first one first. A panic counts as a failure. (For a staggered
+/// start have each future sleep for its turn first; one that fails early does not call the next one in, though.)
 ///
 /// # Errors
 ///
@@ -99,7 +100,7 @@ where
     let count = futures.len();
     let Some(bearable) = count.checked_sub(k.get()) else {
         let mut none = Outcomes::with_capacity(0);
-        none.stop(Some(Stopped::TooFew));
+        none.stop(Some(Stopped::TooFew { asked: k.get(), futures: count }));
         return Err(none);
     };
     let lost_at = NonZeroUsize::MIN.saturating_add(bearable);

@@ -76,9 +76,9 @@ where
 }
 
 async fn ours(n: u64, took: Duration) {
-    let builder = Batcher::builder().max_items(NonZeroUsize::new(ITEMS).expect("some")).max_delay(DELAY);
+    let builder = Batcher::builder().with_max_items(NonZeroUsize::new(ITEMS).expect("some")).with_max_delay(DELAY);
     let batcher =
-        builder.in_flight(NonZeroUsize::new(16).expect("some")).build(move |keys: Vec<u64>| async move {
+        builder.with_in_flight(NonZeroUsize::new(16).expect("some")).build(move |keys: Vec<u64>| async move {
             bulk(took).await;
             keys.into_iter().map(|key| Ok::<_, Infallible>(key * 2)).collect::<Vec<_>>()
         });

@@ -2,14 +2,15 @@ use std::future::poll_fn;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use async_policy::Guard as _;
+use async_policy::{Deadline, Guard as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::{LoadError, Open, Shared};
+use super::{LoadError, Open, Results, Shared};
 use crate::Panicked;
 use crate::error::contained;
 
@@ -18,29 +19,31 @@ pub(crate) struct Batch<V, E> {
     opened: Instant,
     /// Told when it is not to wait any longer.
     due: Notify,
-    results: OnceLock<Results<V, E>>,
+    closed: AtomicBool,
+    results: OnceLock<Outcome<V, E>>,
     /// Told when there are results.
     done: Notify,
 }
 
-enum Results<V, E> {
+enum Outcome<V, E> {
     /// By position in the bulk call; each place has its position, if it had one.
-    Each(Vec<Result<V, E>>, Vec<Option<usize>>),
+    Each(Vec<Result<V, LoadError<E>>>, Vec<Option<usize>>),
     All(LoadError<E>),
 }
 
 impl<V, E> Batch<V, E> {
     pub(crate) fn new(opened: Instant) -> Self {
         let (due, done) = (Notify::new(), Notify::new());
-        Self { opened, due, results: OnceLock::new(), done }
+        Self { opened, due, closed: AtomicBool::new(false), results: OnceLock::new(), done }
     }
 
     /// It is not to wait for its delay any longer.
     pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
         self.due.notify_one();
     }
 
-    fn publish(&self, results: Results<V, E>) {
+    fn publish(&self, results: Outcome<V, E>) {
         let _ = self.results.set(results);
         self.done.notify_waiters();
     }
@@ -58,18 +61,23 @@ impl<'b, K: Eq + Hash, V: Clone, E: Clone> Ticket<'b, K, V, E> {
         Self { shared, batch, place }
     }
 
+    /// Whether its batch stops waiting for more keys before the deadline in force.
+    pub(crate) fn is_due_in_time(&self) -> bool {
+        let Some(deadline) = Deadline::current() else { return true };
+        let due = self.batch.opened.checked_add(self.shared.plan.max_delay);
+        self.batch.closed.load(Ordering::Relaxed) || due.is_some_and(|due| due < deadline.instant())
+    }
+
     pub(crate) async fn result(self) -> Result<V, LoadError<E>> {
         loop {
             let done = self.batch.done.notified();
             match self.batch.results.get() {
                 None => done.await,
-                Some(Results::All(error)) => return Err(error.clone()),
-                Some(Results::Each(each, positions)) => {
+                Some(Outcome::All(error)) => return Err(error.clone()),
+                Some(Outcome::Each(each, positions)) => {
                     // A place that somebody waits for has been handed over.
                     let result = positions[self.place].and_then(|position| each.get(position));
-                    return result.map_or(Err(LoadError::Aborted), |result| {
-                        result.clone().map_err(LoadError::Operation)
-                    });
+                    return result.map_or(Err(LoadError::Aborted), Clone::clone);
                 }
             }
         }
@@ -105,7 +113,7 @@ pub(crate) struct Ending<K, V, E> {
 impl<K, V, E> Drop for Ending<K, V, E> {
     fn drop(&mut self) {
         // Without effect where there are results.
-        self.batch.publish(Results::All(LoadError::Aborted));
+        self.batch.publish(Outcome::All(LoadError::Aborted));
         let mut state = self.shared.lock();
         let aborted = state.hand_over(&self.batch);
         state.batches -= 1;
@@ -146,9 +154,9 @@ where
     if !keys.is_empty() {
         let count = keys.len();
         let results = match load(shared, keys).await {
-            Ok(each) if each.len() == count => Results::Each(each, positions),
-            Ok(each) => Results::All(LoadError::WrongCount { keys: count, results: each.len() }),
-            Err(error) => Results::All(error),
+            Ok(each) if each.len() == count => Outcome::Each(each, positions),
+            Ok(each) => Outcome::All(LoadError::WrongCount { keys: count, results: each.len() }),
+            Err(error) => Outcome::All(error),
         };
         batch.publish(results);
     }
@@ -158,7 +166,7 @@ where
 }
 
 /// Makes the bulk call.
-async fn load<K, V, E>(shared: &Shared<K, V, E>, keys: Vec<K>) -> Result<Vec<Result<V, E>>, LoadError<E>>
+async fn load<K, V, E>(shared: &Shared<K, V, E>, keys: Vec<K>) -> Results<V, E>
 where
     K: Send,
     V: Send + Sync,
@@ -168,7 +176,7 @@ where
     let caught = poll_fn(|cx| {
         let poll = || loading.as_mut().as_pin_mut().map(|loading| loading.poll(cx));
         match catch_unwind(AssertUnwindSafe(poll)) {
-            Ok(Some(polled)) => polled.map_err(LoadError::Operation),
+            Ok(Some(polled)) => polled,
             Ok(None) => Poll::Ready(Err(LoadError::Aborted)),
             Err(payload) => Poll::Ready(Err(LoadError::Panicked(Panicked::from_payload(payload)))),
         }

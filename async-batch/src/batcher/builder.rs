@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::hash::Hash;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -28,12 +29,12 @@ pub enum WhenFull {
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`max_items`](Self::max_items) | 100 |
-/// | [`max_weight`](Self::max_weight) | none |
-/// | [`max_delay`](Self::max_delay) | 1 ms |
-/// | [`in_flight`](Self::in_flight) | 1 bulk call |
-/// | [`when_full`](Self::when_full) | [`WhenFull::Wait`] |
-/// | [`load_timeout`](Self::load_timeout) | none |
+/// | [`with_max_items`](Self::with_max_items) | 100 |
+/// | [`with_max_weight`](Self::with_max_weight) | none |
+/// | [`with_max_delay`](Self::with_max_delay) | 1 ms |
+/// | [`with_in_flight`](Self::with_in_flight) | 1 bulk call |
+/// | [`with_when_full`](Self::with_when_full) | [`WhenFull::Wait`] |
+/// | [`with_load_timeout`](Self::with_load_timeout) | none |
 #[must_use = "a builder does nothing until it is built"]
 pub struct BatcherBuilder<K> {
     plan: Plan,
@@ -42,14 +43,14 @@ pub struct BatcherBuilder<K> {
 
 impl<K> BatcherBuilder<K> {
     /// A batch closes when it has so many different keys.
-    pub const fn max_items(mut self, items: NonZeroUsize) -> Self {
+    pub const fn with_max_items(mut self, items: NonZeroUsize) -> Self {
         self.plan.bounds.items = items;
         self
     }
 
     /// A batch closes before its keys weigh more than `limit`, as `weigh` has it: bytes, or any other unit. A key that
     /// weighs more by itself is refused with [`Reason::ExceedsCapacity`](async_policy::Reason::ExceedsCapacity).
-    pub fn max_weight(
+    pub fn with_max_weight(
         mut self,
         limit: NonZeroUsize,
         weigh: impl Fn(&K) -> usize + Send + Sync + 'static,
@@ -60,43 +61,72 @@ impl<K> BatcherBuilder<K> {
     }
 
     /// A batch closes so long after its first key came. Zero: as soon as the runtime turns to it.
-    pub const fn max_delay(mut self, delay: Duration) -> Self {
+    pub const fn with_max_delay(mut self, delay: Duration) -> Self {
         self.plan.max_delay = delay;
         self
     }
 
     /// At most so many bulk calls are under way at once. A batch that is due while they are goes on taking keys until
     /// it is full; at most as many keys as one batch takes wait beside those under way.
-    pub const fn in_flight(mut self, calls: NonZeroUsize) -> Self {
+    pub const fn with_in_flight(mut self, calls: NonZeroUsize) -> Self {
         self.plan.in_flight = calls;
         self
     }
 
     /// What a caller meets when there is no room.
-    pub const fn when_full(mut self, when_full: WhenFull) -> Self {
+    pub const fn with_when_full(mut self, when_full: WhenFull) -> Self {
         self.plan.when_full = when_full;
         self
     }
 
     /// Gives each bulk call at most `limit`; then it is dropped, and its callers' error is
     /// [`LoadError::TimedOut`](crate::LoadError::TimedOut).
-    pub fn load_timeout(mut self, limit: Duration) -> Self {
+    pub fn with_load_timeout(mut self, limit: Duration) -> Self {
         self.plan.load_timeout = Some(Timeout::new(limit));
         self
     }
 
-    /// A batcher that has `loader` load a batch of keys: it returns `Vec<Result<V, E>>`, one for each key in the keys'
-    /// order, or `Result<Vec<V>, E>`, whose error is everybody's.
+    /// A batcher that has `loader` load a batch of keys, each of them once in it.
+    ///
+    /// What it returns is one of the forms of [`Loaded`]: a result for each key in the keys' order, all values or one error,
+    /// or a map. Callers share values and errors, so both are `Clone`: put one that is not (`std::io::Error`) into an `Arc`,
+    /// with `.map_err(Arc::new)`.
+    ///
+    /// The loader must not [`load`](Batcher::load) from its own batcher: with every bulk call it may make under way, it
+    /// waits for itself.
+    ///
+    /// ```
+    /// use async_batch::{Batcher, LoadError};
+    /// use std::collections::HashMap;
+    /// use std::sync::Arc;
+    ///
+    /// # async fn select(ids: Vec<u32>) -> std::io::Result<Vec<(u32, String)>> { Ok(vec![(8, "b".into()), (7, "a".into())]) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// // Rows come in any order, and some are missing.
+    /// let users = Batcher::builder().build(async |ids: Vec<u32>| {
+    ///     let rows = select(ids).await.map_err(Arc::new)?;
+    ///     Ok::<_, Arc<std::io::Error>>(HashMap::from_iter(rows))
+    /// });
+    /// let (a, none) = tokio::join!(users.load(7), users.load(9));
+    /// assert_eq!(a.unwrap(), "a");
+    /// assert!(matches!(none, Err(LoadError::Missing)));
+    /// # }
+    /// ```
     pub fn build<L, Fut, V, E>(self, loader: L) -> Batcher<K, V, E>
     where
+        K: Eq + Hash + Send + 'static,
+        V: Clone + Send + Sync + 'static,
+        E: Clone + Send + Sync + 'static,
         L: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output: Loaded<Value = V, Error = E>> + Send + 'static,
+        Fut: Future<Output: Loaded<K, Value = V, Error = E>> + Send + 'static,
     {
         let Self { plan, weigh } = self;
         let places = plan.bounds.items.get().saturating_mul(plan.in_flight.get().saturating_add(1));
-        let loader = move |keys| {
+        let loader = move |keys: Vec<K>| {
+            let order = <Fut::Output as Loaded<K>>::order(&keys);
             let loading = loader(keys);
-            let each: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async { loading.await.each() });
+            let each: Pin<Box<dyn Future<Output = _> + Send>> =
+                Box::pin(async move { loading.await.each(order) });
             each
         };
         let calls = plan.in_flight.get();

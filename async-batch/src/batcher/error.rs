@@ -1,11 +1,16 @@
+use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
+use std::hash::{BuildHasher, Hash};
 
 use async_policy::{PolicyError, Rejection, TimedOut};
 
+use super::Results;
 use crate::Panicked;
 
 /// Why a caller of a [`Batcher`](crate::Batcher) got no value.
+///
+/// It is an [`Error`] where `E` is one, whose `source` it hands on; a `String` is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadError<E> {
@@ -17,6 +22,8 @@ pub enum LoadError<E> {
     TimedOut(TimedOut),
     /// The loader panicked.
     Panicked(Panicked),
+    /// The loader returned a [map](Loaded), and this key has no value in it.
+    Missing,
     /// The loader returned another number of results than it was given keys, so that none can be told apart.
     WrongCount {
         /// How many keys it was given.
@@ -57,8 +64,10 @@ impl<E: fmt::Display> fmt::Display for LoadError<E> {
             Self::TimedOut(_) => f.write_str("loading timed out"),
             Self::Panicked(panicked) => write!(f, "the loader {panicked}"),
             Self::WrongCount { keys, results } => {
-                write!(f, "the loader returned {results} results for {keys} keys")
+                let s = |n: usize| if n == 1 { "" } else { "s" };
+                write!(f, "the loader returned {results} result{} for {keys} key{}", s(*results), s(*keys))
             }
+            Self::Missing => f.write_str("the loader has no value for this key"),
             Self::Aborted => f.write_str("the runtime shut down while loading"),
         }
     }
@@ -70,38 +79,73 @@ impl<E: Error> Error for LoadError<E> {
             Self::Operation(error) => error.source(),
             Self::Rejected(rejection) => Some(rejection),
             Self::TimedOut(timed_out) => Some(timed_out),
-            Self::Panicked(_) | Self::WrongCount { .. } | Self::Aborted => None,
+            Self::Panicked(_) | Self::Missing | Self::WrongCount { .. } | Self::Aborted => None,
         }
     }
 }
 
-/// What a loader gives back for a batch of keys: `Vec<Result<V, E>>`, one for each key in the keys' order, or
-/// `Result<Vec<V>, E>`, whose error is everybody's.
-pub trait Loaded {
+/// What a loader gives back for a batch of keys.
+///
+/// | | an error | a key without a result |
+/// |---|---|---|
+/// | `Vec<Result<V, E>>`, one for each key, in the keys' order | is its key's | [`LoadError::WrongCount`], for all |
+/// | `Result<Vec<V>, E>`, the same | is everybody's | [`LoadError::WrongCount`], for all |
+/// | `Result<HashMap<K, V>, E>`, in any order, where `K: Clone` | is everybody's | [`LoadError::Missing`], for that key |
+pub trait Loaded<K> {
     /// Of one key.
     type Value;
     /// Of one key, or of all.
     type Error;
+    /// What is needed of the keys to tell the results apart.
+    #[doc(hidden)]
+    type Order: Send;
 
     #[doc(hidden)]
-    #[expect(clippy::type_complexity, reason = "one result for each, or one for all")]
-    fn each(self) -> Result<Vec<Result<Self::Value, Self::Error>>, Self::Error>;
+    fn order(keys: &[K]) -> Self::Order;
+
+    #[doc(hidden)]
+    fn each(self, order: Self::Order) -> Results<Self::Value, Self::Error>;
 }
 
-impl<V, E> Loaded for Vec<Result<V, E>> {
+impl<K, V, E> Loaded<K> for Vec<Result<V, E>> {
     type Value = V;
     type Error = E;
+    type Order = ();
 
-    fn each(self) -> Result<Vec<Result<V, E>>, E> {
-        Ok(self)
+    fn order(_: &[K]) {}
+
+    fn each(self, (): ()) -> Results<V, E> {
+        Ok(self.into_iter().map(|result| result.map_err(LoadError::Operation)).collect())
     }
 }
 
-impl<V, E> Loaded for Result<Vec<V>, E> {
+impl<K, V, E> Loaded<K> for Result<Vec<V>, E> {
     type Value = V;
     type Error = E;
+    type Order = ();
 
-    fn each(self) -> Result<Vec<Result<V, E>>, E> {
-        self.map(|values| values.into_iter().map(Ok).collect())
+    fn order(_: &[K]) {}
+
+    fn each(self, (): ()) -> Results<V, E> {
+        self.map(|values| values.into_iter().map(Ok).collect()).map_err(LoadError::Operation)
+    }
+}
+
+impl<K, V, E, S> Loaded<K> for Result<HashMap<K, V, S>, E>
+where
+    K: Eq + Hash + Clone + Send,
+    S: BuildHasher,
+{
+    type Value = V;
+    type Error = E;
+    type Order = Vec<K>;
+
+    fn order(keys: &[K]) -> Vec<K> {
+        keys.to_vec()
+    }
+
+    fn each(self, order: Vec<K>) -> Results<V, E> {
+        let mut values = self.map_err(LoadError::Operation)?;
+        Ok(order.iter().map(|key| values.remove(key).ok_or(LoadError::Missing)).collect())
     }
 }

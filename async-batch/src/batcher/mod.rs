@@ -25,9 +25,10 @@ pub use error::{LoadError, Loaded};
 /// Makes one bulk call of many callers' single calls.
 ///
 /// Callers [`load`](Self::load) one key each. The first one opens a batch; it closes when it has
-/// [`max_items`](BatcherBuilder::max_items) keys, or as much as [`max_weight`](BatcherBuilder::max_weight) allows, or when
-/// [`max_delay`](BatcherBuilder::max_delay) has passed **since the first one came**, and is handed to the loader. Callers of
-/// one key share its place as long as the batch has not been handed over. Each caller gets its own value or its own error.
+/// [`with_max_items`](BatcherBuilder::with_max_items) keys, or as much as [`with_max_weight`](BatcherBuilder::with_max_weight) allows, or
+/// when [`with_max_delay`](BatcherBuilder::with_max_delay) has passed **since the first one came**, and is handed to the loader. Callers of
+/// one key share its place until the batch is handed over; who wants the key after that has it loaded again, for nothing is
+/// kept. Each caller gets its own value or its own error.
 ///
 /// The loader runs in a task of its own, so that a caller who goes away harms no other; a key that nobody waits for any
 /// more when its batch closes is left out. Clones share the batches.
@@ -36,6 +37,12 @@ pub use error::{LoadError, Loaded};
 ///
 /// The keys of a batch are handed over in order of arrival. Callers who wait for room get it in order of arrival;
 /// the one who wants a key that is already there does not need any.
+///
+/// # Deadlines
+///
+/// Under a deadline a caller is refused where its batch would not be handed over in time: looked at when it comes, and
+/// again when there is room for it. How long it waits for room, for another bulk call to end, and for its own, is not known
+/// beforehand: put a time-out round the call.
 ///
 /// # Examples
 ///
@@ -47,7 +54,7 @@ pub use error::{LoadError, Loaded};
 /// #     ids.iter().map(|id| if *id == 404 { Err("no such user".into()) } else { Ok(format!("user {id}")) }).collect()
 /// # }
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
-/// let users = Batcher::builder().max_delay(Duration::from_millis(5)).build(|ids: Vec<u32>| select(ids));
+/// let users = Batcher::builder().with_max_delay(Duration::from_millis(5)).build(|ids: Vec<u32>| select(ids));
 /// let (a, b, none) = tokio::join!(users.load(7), users.load(8), users.load(404)); // one select
 /// assert_eq!((a.unwrap().as_str(), b.unwrap().as_str()), ("user 7", "user 8"));
 /// assert_eq!(none.unwrap_err().to_string(), "no such user");
@@ -68,9 +75,10 @@ impl<K, V, E> Drop for Handles<K, V, E> {
     }
 }
 
+/// One for each key in the keys' order, or one for all.
+type Results<V, E> = Result<Vec<Result<V, LoadError<E>>>, LoadError<E>>;
 type Weigh<K> = Box<dyn Fn(&K) -> usize + Send + Sync>;
-type Loader<K, V, E> =
-    dyn Fn(Vec<K>) -> Pin<Box<dyn Future<Output = Result<Vec<Result<V, E>>, E>> + Send>> + Send + Sync;
+type Loader<K, V, E> = dyn Fn(Vec<K>) -> Pin<Box<dyn Future<Output = Results<V, E>> + Send>> + Send + Sync;
 
 struct Shared<K, V, E> {
     plan: Plan,
@@ -122,8 +130,10 @@ where
     /// # Errors
     ///
     /// - [`LoadError::Operation`]: the loader's error for this key, or for its batch.
+    /// - [`LoadError::Missing`]: the loader's map has no value for this key.
     /// - [`LoadError::Rejected`]: not loaded. No room ([`Reason::QueueFull`]), shut down ([`Reason::ShutDown`]), too heavy
-    ///   by itself ([`Reason::ExceedsCapacity`]), or the deadline in force has passed ([`Reason::DeadlineTooClose`]).
+    ///   by itself ([`Reason::ExceedsCapacity`]), or the deadline in force comes before its batch is handed over
+    ///   ([`Reason::DeadlineTooClose`]).
     /// - [`LoadError::TimedOut`], [`LoadError::Panicked`], [`LoadError::WrongCount`], [`LoadError::Aborted`]: what became of
     ///   the bulk call; each of its callers gets it.
     ///
@@ -143,7 +153,11 @@ where
         if weight > self.handles.0.plan.bounds.weight {
             return Err(refused(Reason::ExceedsCapacity));
         }
-        self.join(key, weight).await?.result().await
+        let ticket = self.join(key, weight).await?;
+        if !ticket.is_due_in_time() {
+            return Err(refused(Reason::DeadlineTooClose));
+        }
+        ticket.result().await
     }
 
     /// Takes a place, a new one or that of the same key.
@@ -164,6 +178,9 @@ where
                 }
                 let waited = Arc::clone(&shared.room).acquire_owned().await;
                 room = Some(waited.map_err(|_| refused(Reason::ShutDown))?);
+                if !Deadline::fits(Duration::ZERO) {
+                    return Err(refused(Reason::DeadlineTooClose));
+                }
                 continue;
             };
             return shared.join(key, weight, permit).ok_or_else(|| refused(Reason::ShutDown));

@@ -55,7 +55,7 @@ async fn settle() {
 
 #[tokio::test(start_paused = true)]
 async fn many_calls_become_one_with_an_answer_and_an_error_for_each() {
-    let (batcher, log) = doubler(Batcher::builder().max_delay(ms(5)), ms(10));
+    let (batcher, log) = doubler(Batcher::builder().with_max_delay(ms(5)), ms(10));
     let (a, b, c, d) = tokio::join!(batcher.load(1), batcher.load(9), batcher.load(1), batcher.load(3));
     assert_eq!((a, c, d), (Ok(2), Ok(2), Ok(6)));
     assert_eq!(b, Err(LoadError::Operation(String::from("no 9"))));
@@ -65,7 +65,7 @@ async fn many_calls_become_one_with_an_answer_and_an_error_for_each() {
 #[tokio::test(start_paused = true)]
 async fn the_delay_counts_from_the_first_item_however_many_follow() {
     // A batcher that counts from the last one loads this stream after two seconds.
-    let (batcher, log) = doubler(Batcher::builder().max_items(n(1000)).max_delay(ms(50)), ms(0));
+    let (batcher, log) = doubler(Batcher::builder().with_max_items(n(1000)).with_max_delay(ms(50)), ms(0));
     let started = Instant::now();
     let first = load(&batcher, 0);
     let mut rest = JoinSet::new();
@@ -85,8 +85,10 @@ async fn the_delay_counts_from_the_first_item_however_many_follow() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_batch_does_not_wait() {
-    let (batcher, log) =
-        doubler(Batcher::builder().max_items(n(3)).max_delay(ms(1000)).in_flight(n(8)), ms(10));
+    let (batcher, log) = doubler(
+        Batcher::builder().with_max_items(n(3)).with_max_delay(ms(1000)).with_in_flight(n(8)),
+        ms(10),
+    );
     let started = Instant::now();
     let loads: Vec<_> = (0..6).map(|key| load(&batcher, key)).collect();
     for load in loads {
@@ -99,7 +101,8 @@ async fn a_full_batch_does_not_wait() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_closes_before_it_is_too_heavy() {
     let weigh = |key: &u64| *key as usize;
-    let builder = Batcher::builder().max_weight(n(100), weigh).max_delay(ms(20)).in_flight(n(8));
+    let builder =
+        Batcher::builder().with_max_weight(n(100), weigh).with_max_delay(ms(20)).with_in_flight(n(8));
     let (batcher, log) = doubler(builder, ms(1));
     let loads: Vec<_> = [60, 30, 20, 80, 100, 1].map(|key| load(&batcher, key)).into_iter().collect();
     let too_heavy = batcher.load(101).await.unwrap_err();
@@ -115,7 +118,7 @@ async fn a_batch_closes_before_it_is_too_heavy() {
 #[tokio::test(start_paused = true)]
 async fn at_most_so_many_calls_are_under_way_and_a_batch_that_waits_goes_on_collecting() {
     let (batcher, log) =
-        doubler(Batcher::builder().max_items(n(10)).max_delay(ms(1)).in_flight(n(1)), ms(100));
+        doubler(Batcher::builder().with_max_items(n(10)).with_max_delay(ms(1)).with_in_flight(n(1)), ms(100));
     let mut loads = vec![load(&batcher, 1)];
     sleep(ms(10)).await;
     for key in 2..6 {
@@ -131,7 +134,7 @@ async fn at_most_so_many_calls_are_under_way_and_a_batch_that_waits_goes_on_coll
 
 #[tokio::test(start_paused = true)]
 async fn when_full_a_caller_waits_in_order_or_is_refused() {
-    let builder = || Batcher::builder().max_items(n(2)).max_delay(ms(1)).in_flight(n(1));
+    let builder = || Batcher::builder().with_max_items(n(2)).with_max_delay(ms(1)).with_in_flight(n(1));
     let (batcher, log) = doubler(builder(), ms(100));
     let loads: Vec<_> = (0..8).map(|key| load(&batcher, key)).collect();
     for load in loads {
@@ -139,7 +142,7 @@ async fn when_full_a_caller_waits_in_order_or_is_refused() {
     }
     assert_eq!(batches(&log), [[0, 1], [2, 3], [4, 5], [6, 7]]);
 
-    let (batcher, _) = doubler(builder().when_full(WhenFull::Refuse), ms(100));
+    let (batcher, _) = doubler(builder().with_when_full(WhenFull::Refuse), ms(100));
     let loads: Vec<_> = (0..5).map(|key| load(&batcher, key)).collect();
     let mut refused = 0;
     for load in loads {
@@ -157,8 +160,11 @@ async fn when_full_a_caller_waits_in_order_or_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn the_same_key_needs_no_room() {
-    let builder =
-        Batcher::builder().max_items(n(2)).max_delay(ms(50)).in_flight(n(1)).when_full(WhenFull::Refuse);
+    let builder = Batcher::builder()
+        .with_max_items(n(2))
+        .with_max_delay(ms(50))
+        .with_in_flight(n(1))
+        .with_when_full(WhenFull::Refuse);
     let (batcher, log) = doubler(builder, ms(100));
     let under_way = [load(&batcher, 1), load(&batcher, 2)];
     settle().await;
@@ -173,7 +179,7 @@ async fn the_same_key_needs_no_room() {
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_goes_away_harms_no_batch_mate() {
-    let (batcher, log) = doubler(Batcher::builder().max_delay(ms(20)), ms(50));
+    let (batcher, log) = doubler(Batcher::builder().with_max_delay(ms(20)), ms(50));
     // The one who opened the batch gives up while it collects, another while it loads.
     let (first, second, third) =
         tokio::join!(timeout(ms(10), batcher.load(1)), timeout(ms(40), batcher.load(2)), batcher.load(3));
@@ -189,7 +195,7 @@ async fn a_caller_that_goes_away_harms_no_batch_mate() {
 
 #[tokio::test(start_paused = true)]
 async fn dropped_at_every_await_nothing_is_lost() {
-    let builder = || Batcher::builder().max_items(n(1)).max_delay(ms(1)).in_flight(n(1));
+    let builder = || Batcher::builder().with_max_items(n(1)).with_max_delay(ms(1)).with_in_flight(n(1));
     let (batcher, _) = doubler(builder(), ms(10));
     let points = drop_at_every_await(
         || async {
@@ -229,7 +235,7 @@ async fn dropped_at_every_await_nothing_is_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_panics_gives_each_caller_a_typed_error_and_the_next_batch_works() {
-    let panics = Batcher::builder().max_delay(ms(1)).build(|keys: Vec<u64>| {
+    let panics = Batcher::builder().with_max_delay(ms(1)).build(|keys: Vec<u64>| {
         assert!(!keys.contains(&0), "cannot start with {keys:?}");
         async move {
             sleep(ms(1)).await;
@@ -248,7 +254,7 @@ async fn a_loader_that_panics_gives_each_caller_a_typed_error_and_the_next_batch
 #[tokio::test(start_paused = true)]
 async fn too_few_or_too_many_results_are_a_typed_error() {
     let wrong = Batcher::builder()
-        .max_delay(ms(1))
+        .with_max_delay(ms(1))
         .build(async |keys: Vec<u64>| Ok::<_, String>(vec![7_u64; if keys.len() == 2 { 1 } else { 4 }]));
     let (a, b) = tokio::join!(wrong.load(1), wrong.load(2));
     assert_eq!((a.clone(), b), (a, Err(LoadError::WrongCount { keys: 2, results: 1 })));
@@ -257,14 +263,14 @@ async fn too_few_or_too_many_results_are_a_typed_error() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_of_the_whole_call_is_everybodys() {
-    let down = Batcher::builder().max_delay(ms(1)).build(async |_: Vec<u64>| Err::<Vec<()>, _>("down"));
+    let down = Batcher::builder().with_max_delay(ms(1)).build(async |_: Vec<u64>| Err::<Vec<()>, _>("down"));
     let (a, b) = tokio::join!(down.load(1), down.load(2));
     assert_eq!((a, b), (Err(LoadError::Operation("down")), Err(LoadError::Operation("down"))));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_takes_too_long_times_out_for_each_and_frees_its_place() {
-    let (batcher, _) = doubler(Batcher::builder().max_delay(ms(1)).load_timeout(ms(30)), ms(1000));
+    let (batcher, _) = doubler(Batcher::builder().with_max_delay(ms(1)).with_load_timeout(ms(30)), ms(1000));
     let (a, b) = tokio::join!(batcher.load(1), batcher.load(2));
     assert_eq!(a, b);
     assert_eq!(a.unwrap_err().timed_out().unwrap().limit(), ms(30));
@@ -273,7 +279,10 @@ async fn a_call_that_takes_too_long_times_out_for_each_and_frees_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_drains_and_refuses() {
-    let builder = Batcher::builder().max_items(n(2)).max_delay(Duration::from_secs(3600)).in_flight(n(1));
+    let builder = Batcher::builder()
+        .with_max_items(n(2))
+        .with_max_delay(Duration::from_secs(3600))
+        .with_in_flight(n(1));
     let (batcher, log) = doubler(builder, ms(100));
     // Two under way, one collected, and two more who wait for room after it is full.
     let mut loads: Vec<_> = (0..3).map(|key| load(&batcher, key)).collect();
@@ -292,7 +301,7 @@ async fn shutdown_drains_and_refuses() {
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_refuses_who_waits_for_room_and_can_be_dropped() {
-    let builder = Batcher::builder().max_items(n(1)).max_delay(ms(1)).in_flight(n(1));
+    let builder = Batcher::builder().with_max_items(n(1)).with_max_delay(ms(1)).with_in_flight(n(1));
     let (batcher, _) = doubler(builder, ms(100));
     let loads: Vec<_> = (0..4).map(|key| load(&batcher, key)).collect();
     settle().await;
@@ -332,7 +341,7 @@ fn a_runtime_that_shuts_down_leaves_nobody_waiting() {
     let second = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let batcher = {
         let _first = first.enter();
-        Batcher::builder().max_delay(Duration::ZERO).build(async |_: Vec<u64>| {
+        Batcher::builder().with_max_delay(Duration::ZERO).build(async |_: Vec<u64>| {
             std::future::pending::<()>().await;
             Ok::<Vec<u64>, ()>(Vec::new())
         })
@@ -347,7 +356,8 @@ fn a_runtime_that_shuts_down_leaves_nobody_waiting() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_caller_gets_its_own_answer_under_load() {
-    let (batcher, log) = doubler(Batcher::builder().max_items(n(32)).max_delay(ms(1)).in_flight(n(4)), ms(0));
+    let (batcher, log) =
+        doubler(Batcher::builder().with_max_items(n(32)).with_max_delay(ms(1)).with_in_flight(n(4)), ms(0));
     let mut tasks = JoinSet::new();
     for task in 0..50_u64 {
         let batcher = batcher.clone();
@@ -369,8 +379,10 @@ async fn every_caller_gets_its_own_answer_under_load() {
 
 #[tokio::test(start_paused = true)]
 async fn no_load_takes_longer_than_the_delay_and_one_bulk_call() {
-    let (batcher, log) =
-        doubler(Batcher::builder().max_items(n(100)).max_delay(ms(5)).in_flight(n(16)), ms(20));
+    let (batcher, log) = doubler(
+        Batcher::builder().with_max_items(n(100)).with_max_delay(ms(5)).with_in_flight(n(16)),
+        ms(20),
+    );
     let mut tasks = JoinSet::new();
     for task in 0..1000_u64 {
         let batcher = batcher.clone();

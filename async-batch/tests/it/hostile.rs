@@ -112,7 +112,7 @@ impl Hash for Touchy {
 #[tokio::test(start_paused = true)]
 async fn a_key_that_panics_in_an_open_batch_harms_no_other() {
     let values = async |keys: Vec<Touchy>| Ok::<Vec<u32>, ()>(keys.into_iter().map(|key| key.0).collect());
-    let batcher = Batcher::builder().max_items(n(3)).build(values);
+    let batcher = Batcher::builder().with_max_items(n(3)).build(values);
     let boom = AssertUnwindSafe(batcher.load(Touchy(2, true))).catch_unwind();
     let (x, y, z) = join!(batcher.load(Touchy(1, false)), boom, batcher.load(Touchy(3, false)));
     assert_eq!((x, z), (Ok(1), Ok(3)));
@@ -124,7 +124,7 @@ async fn a_key_that_panics_in_an_open_batch_harms_no_other() {
 
 /// At most two keys a batch, one bulk call, no waiting for room.
 fn pairs(took: Duration) -> Batcher<u32, u32, String> {
-    let builder = Batcher::builder().max_items(n(2)).when_full(WhenFull::Refuse);
+    let builder = Batcher::builder().with_max_items(n(2)).with_when_full(WhenFull::Refuse);
     builder.build(move |keys: Vec<u32>| async move {
         sleep(took).await;
         Ok::<_, String>(keys)
@@ -172,7 +172,7 @@ async fn callers_who_went_away_keep_nobody_out() {
 async fn a_batcher_nobody_has_any_more_is_gone() {
     let held = Arc::new(());
     let loaders = Arc::clone(&held);
-    let batcher = Batcher::builder().max_delay(Duration::MAX).build(move |keys: Vec<u32>| {
+    let batcher = Batcher::builder().with_max_delay(Duration::MAX).build(move |keys: Vec<u32>| {
         let _loader = Arc::clone(&loaders);
         async move { Ok::<_, ()>(keys) }
     });
@@ -187,7 +187,7 @@ async fn a_batcher_nobody_has_any_more_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_panics_in_its_drop_has_timed_out_all_the_same() {
-    let batcher = Batcher::builder().load_timeout(ms(5)).build(async |keys: Vec<u32>| {
+    let batcher = Batcher::builder().with_load_timeout(ms(5)).build(async |keys: Vec<u32>| {
         let _bomb = Bomb(true);
         sleep(SECOND).await;
         Ok::<_, ()>(keys)
@@ -383,9 +383,11 @@ async fn a_panic_whose_payload_panics_when_dropped_is_that_item_s_error() {
 async fn the_error_of_a_quorum_that_cannot_be_is_not_ok() {
     let too_few = quorum(n(3), (0..2).map(async |item| Ok::<u32, &str>(item))).await.unwrap_err();
     let none = first_success(Vec::<std::future::Ready<Result<u32, &str>>>::new()).await.unwrap_err();
-    for error in [too_few, none] {
+    let of_two = "a quorum of 3 was asked of 2 futures; none was started";
+    let of_none = "a quorum of 1 was asked of 0 futures; none was started";
+    for (error, asked, futures, text) in [(too_few, 3, 2, of_two), (none, 1, 0, of_none)] {
         assert!(!error.is_ok());
-        assert_eq!(error.to_string(), "0 of 0 items failed, fewer than it takes");
-        assert_eq!(error.into_result().unwrap_err().stopped(), Some(Stopped::TooFew));
+        assert_eq!(error.to_string(), text);
+        assert_eq!(error.into_result().unwrap_err().stopped(), Some(Stopped::TooFew { asked, futures }));
     }
 }

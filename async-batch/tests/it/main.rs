@@ -1,6 +1,7 @@
 //! The public API under paused time.
 
 mod batcher;
+mod batcher_answers;
 mod gather;
 mod hostile;
 mod model;
@@ -8,4 +9,5 @@ mod modes;
 mod plan;
 mod progress;
 mod race;
+mod stop;
 mod streams;

@@ -353,7 +353,7 @@ proptest! {
                 Ok((index, value)) => assert_eq!((Some(&index), index), (successes.first(), value)),
                 Err(outcomes) => {
                     assert!(successes.is_empty());
-                    let stopped = ends.is_empty().then_some(Stopped::TooFew);
+                    let stopped = ends.is_empty().then_some(Stopped::TooFew { asked: 1, futures: 0 });
                     assert_eq!((outcomes.len(), outcomes.stopped()), (ends.len(), stopped));
                 }
             }

@@ -225,7 +225,7 @@ async fn a_ratio_bears_a_share_of_failures_once_there_are_enough() {
     assert_eq!(run(&[f, f, t, t, t, f, f, f, f]).await, (7, true));
     assert_eq!(run(&[f, t, f, t, f, t]).await, (5, true));
     assert_eq!(run(&[t, f, t, f, t, f]).await, (6, false));
-    for (ratio, text) in [(-0.1, "-0.1"), (1.5, "1.5"), (f64::NAN, "NaN")] {
+    for (ratio, text) in [(-0.1, "-0.1"), (1.0, "1"), (1.5, "1.5"), (f64::NAN, "NaN")] {
         let error = Gather::up_to::<1>().stop_above(ratio, n(1)).unwrap_err();
         assert_eq!((error.field(), error.value()), ("gather.stop_above.ratio", text));
     }

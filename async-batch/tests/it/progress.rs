@@ -24,7 +24,7 @@ async fn it_can_be_looked_at_from_outside_while_the_gather_runs() {
 
     sleep(Duration::from_secs(60)).await;
     let end = progress.snapshot();
-    assert_eq!((end.done, end.failed, end.in_flight), (100, 10, 0));
+    assert_eq!((end.done, end.succeeded, end.failed, end.in_flight), (100, 90, 10, 0));
     assert_eq!(end.eta(), Some(Duration::ZERO));
     assert!(end.elapsed < Duration::from_secs(2), "the clock stops with the gather");
 }
@@ -45,7 +45,7 @@ async fn a_dropped_gather_leaves_nothing_in_flight() {
 #[cfg(feature = "indicatif")]
 #[tokio::test(start_paused = true)]
 async fn a_bar_follows_the_items() {
-    let bar = indicatif::ProgressBar::hidden();
+    let bar = async_batch::indicatif::ProgressBar::hidden();
     let progress = Progress::drawn_on(bar.clone());
     let gather = Gather::up_to::<10>().with_progress(&progress);
     let run = gather.run(0..100, async |n| {
@@ -59,6 +59,27 @@ async fn a_bar_follows_the_items() {
     let (_, half_way) = tokio::join!(run, look);
     assert_eq!(half_way, (40, Some(100), String::from("4 failed"), false));
     assert!(bar.is_finished());
+}
+
+#[cfg(feature = "indicatif")]
+#[tokio::test(start_paused = true)]
+async fn a_bar_is_finished_only_at_a_natural_end() {
+    use async_batch::indicatif::{ProgressBar, ProgressFinish};
+
+    let item = async |n: u64| {
+        sleep(Duration::from_millis(10)).await;
+        if n == 9 { Err("down") } else { Ok(n) }
+    };
+    for (fail_fast, limit, shown) in [(true, 1000, 10), (false, 55, 20), (false, 1000, 100)] {
+        let bar = ProgressBar::hidden().with_finish(ProgressFinish::AndLeave);
+        let mut gather = Gather::up_to::<4>().with_progress(&Progress::drawn_on(bar.clone()));
+        if fail_fast {
+            gather = gather.fail_fast();
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(limit), gather.run(0..100, item)).await;
+        assert!(bar.is_finished());
+        assert_eq!((bar.position(), bar.length()), (shown, Some(100)), "it stays where it stands");
+    }
 }
 
 #[cfg(feature = "serde")]
