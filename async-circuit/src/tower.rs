@@ -1,6 +1,8 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_policy::{ByError, Classify, Outcome, PolicyError, Rejection, Verdict};
@@ -57,7 +59,7 @@ impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
     fn layer(&self, inner: S) -> Self::Service {
         CircuitBreakerService {
             inner,
-            breaker: self.breaker.clone(),
+            breaker: Handle::Shared(self.breaker.clone()),
             classifier: self.classifier.clone(),
             asked: false,
             refused: None,
@@ -77,7 +79,7 @@ impl<S, C: Clone> Layer<S> for CircuitBreakerLayer<C> {
 #[derive(Debug)]
 pub struct CircuitBreakerService<S, C = ByError> {
     inner: S,
-    breaker: CircuitBreaker,
+    breaker: Handle,
     classifier: C,
     /// The inner service was asked since its last call, and may have reserved something.
     asked: bool,
@@ -89,7 +91,7 @@ impl<S: Clone, C: Clone> Clone for CircuitBreakerService<S, C> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            breaker: self.breaker.clone(),
+            breaker: Handle::Shared(self.breaker().clone()),
             classifier: self.classifier.clone(),
             asked: false,
             refused: None,
@@ -108,7 +110,7 @@ where
     type Future = CircuitBreakerFuture<S::Future, C>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.refused = self.breaker.peek();
+        self.refused = self.breaker().peek();
         if self.refused.is_some() {
             if std::mem::take(&mut self.asked) {
                 self.inner = self.inner.clone();
@@ -125,26 +127,74 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         if let Some(rejection) = self.refused.take() {
-            return CircuitBreakerFuture::refused(self.breaker.rejected(rejection));
+            return CircuitBreakerFuture::refused(self.breaker().rejected(rejection));
         }
         self.asked = false;
-        CircuitBreakerFuture::start(self.breaker.clone(), &mut self.inner, request, self.classifier.clone())
+        CircuitBreakerFuture::start(
+            self.breaker.for_call(),
+            &mut self.inner,
+            request,
+            self.classifier.clone(),
+        )
     }
 }
 
 impl<S, C> CircuitBreakerService<S, C> {
+    fn breaker(&self) -> &CircuitBreaker {
+        self.breaker.borrow()
+    }
+
     /// An error of the inner readiness (a connection refused, say) is a call's error: it counts by its verdict.
     #[cold]
     fn failed_to_get_ready<T, E: PolicyError>(&self, result: &Result<(), E>)
     where
         C: Classify<T, E>,
     {
-        let Ok((stamp, started)) = self.breaker.admit() else { return };
-        let mut ticket = Ticket::new(&self.breaker, stamp, started);
+        let Ok((stamp, started)) = self.breaker().admit() else { return };
+        let mut ticket = Ticket::new(self.breaker(), stamp, started);
         let classify =
             |answer: Result<&(), _>| answer.err().and_then(|error| self.classifier.classify(Err(error)));
         let verdict = ticket.guard(|| Outcome::of(result, classify).verdict());
         ticket.settle(Ending::of(verdict));
+    }
+}
+
+/// How a service and the futures of its calls hold the breaker. A service that is called again and again keeps a count of its own
+/// for its futures: that of the breaker is shared by all threads, and to change it for each call would slow them down.
+#[derive(Debug)]
+enum Handle {
+    /// Not called yet.
+    Shared(CircuitBreaker),
+    /// Called once: a service of one call allocates nothing.
+    Once(CircuitBreaker),
+    Own(Arc<CircuitBreaker>),
+}
+
+impl Handle {
+    fn for_call(&mut self) -> Self {
+        match self {
+            Self::Own(own) => Self::Own(Arc::clone(own)),
+            Self::Shared(breaker) => {
+                let breaker = breaker.clone();
+                *self = Self::Once(breaker.clone());
+                Self::Shared(breaker)
+            }
+            Self::Once(breaker) => {
+                let own = Arc::new(breaker.clone());
+                *self = Self::Own(Arc::clone(&own));
+                Self::Own(own)
+            }
+        }
+    }
+}
+
+impl Borrow<CircuitBreaker> for Handle {
+    #[inline]
+    fn borrow(&self) -> &CircuitBreaker {
+        match self {
+            Self::Shared(breaker) | Self::Once(breaker) => breaker,
+            Self::Own(breaker) => breaker,
+        }
     }
 }
 
@@ -172,7 +222,7 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<F, C> {
-        Admitted { #[pin] future: Guarded<F, CircuitBreaker, ByClassifier<C>> },
+        Admitted { #[pin] future: Guarded<F, Handle, ByClassifier<C>> },
         Refused { rejection: Option<Rejection> },
     }
 }
@@ -183,11 +233,12 @@ impl<F, C> CircuitBreakerFuture<F, C> {
     }
 
     /// Calls the service, which is ready, if the breaker lets it; if not, it reserves nothing any more.
-    fn start<S, R>(breaker: CircuitBreaker, inner: &mut S, request: R, classifier: C) -> Self
+    fn start<S, R>(breaker: Handle, inner: &mut S, request: R, classifier: C) -> Self
     where
         S: Service<R, Future = F> + Clone,
     {
-        match breaker.admit() {
+        let asked: &CircuitBreaker = breaker.borrow();
+        match asked.admit() {
             Ok((stamp, started)) => {
                 let mut ticket = Ticket::new(breaker, stamp, started);
                 let future = ticket.guard(|| inner.call(request));

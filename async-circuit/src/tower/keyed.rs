@@ -6,7 +6,7 @@ use async_policy::{ByError, Classify, PolicyError};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::CircuitBreakerFuture;
+use super::{CircuitBreakerFuture, Handle};
 use crate::CircuitBreakers;
 
 /// [`CircuitBreakers`] as a tower layer: each request goes through the breaker of its key. All services it makes share them.
@@ -107,6 +107,11 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         let breaker = self.layer.breakers.get_owned((self.layer.key_of)(&request));
-        CircuitBreakerFuture::start(breaker, &mut self.inner, request, self.layer.classifier.clone())
+        CircuitBreakerFuture::start(
+            Handle::Shared(breaker),
+            &mut self.inner,
+            request,
+            self.layer.classifier.clone(),
+        )
     }
 }
