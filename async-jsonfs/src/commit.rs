@@ -66,7 +66,12 @@ struct Prepared {
     printed: Vec<u8>,
     /// The file's content, where that is something else.
     bytes: Option<Vec<u8>>,
+    /// Whether it has been seen to be what it is meant to be; otherwise it is only printed.
+    read_back: bool,
 }
+
+/// Up to this length of the file each change of a commit is read back by itself. Where that takes longer, they are all at once.
+const READ_BACK_EACH: usize = 64 << 10;
 
 /// The outcome of a commit: the state that the file holds now, if that is another, and what went wrong.
 pub(crate) struct Committed<T> {
@@ -140,11 +145,13 @@ impl Disk {
             options.durability = Durability::Durable;
         }
         let held = Held { options: &options, ..*held };
+        let each = batch.len() == 1 || self.known().len() <= READ_BACK_EACH;
         let mut now = Arc::clone(&base);
         let mut next = None;
         for change in batch {
             let Some(changed) = change.apply(&now) else { continue };
-            match self.prepare(&held, &changed) {
+            let printed = caught(|| print(&changed, options.format));
+            match printed.and_then(|printed| self.prepare::<T>(&held, printed, each)) {
                 Ok(prepared) => {
                     next = Some(prepared);
                     let_go(mem::replace(&mut now, Arc::new(changed)));
@@ -156,9 +163,13 @@ impl Disk {
             }
         }
         if next.is_none() && flush && self.seen.is_some() {
-            next = Some(Prepared { printed: self.printed.clone(), bytes: self.raw.clone() });
+            next = Some(Prepared { printed: self.printed.clone(), bytes: self.raw.clone(), read_back: true });
         }
-        let written = next.map_or(Ok(None), |next| self.write(&held, next));
+        let next = match next {
+            Some(next) if !next.read_back => self.prepare::<T>(&held, next.printed, true).map(Some),
+            next => Ok(next),
+        };
+        let written = next.and_then(|next| next.map_or(Ok(None), |next| self.write(&held, next)));
         match written {
             Err(fault) if fault.outcome == Outcome::NotWritten => {
                 let_go(now);
@@ -215,15 +226,16 @@ impl Disk {
         Ok(same)
     }
 
-    /// What the file would be with this state, if it can be: printed, in the limits, and read back.
+    /// What the file would be with a state that prints like this, if it can be: in the limits, and read back.
     fn prepare<T: Serialize + DeserializeOwned>(
         &self,
         held: &Held<'_>,
-        state: &T,
+        printed: Vec<u8>,
+        read_back: bool,
     ) -> Result<Prepared, Fault> {
         let options = held.options;
-        let printed = caught(|| print(state, options.format))?;
         let bytes = match &self.seen {
+            _ if !read_back => None,
             None => {
                 let whole = Options { rewrite: true, ..*options };
                 caught(|| carry::carry_over::<T>(b"", b"", &printed, &whole))?
@@ -232,7 +244,7 @@ impl Disk {
             Some(_) => caught(|| carry::carry_over::<T>(self.known(), &self.printed, &printed, options))?,
         };
         limits::check_written(bytes.as_deref().unwrap_or(&printed), options)?;
-        Ok(Prepared { printed, bytes })
+        Ok(Prepared { printed, bytes, read_back })
     }
 
     fn write(&mut self, held: &Held<'_>, next: Prepared) -> Result<Option<File>, Fault> {

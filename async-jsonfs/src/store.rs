@@ -31,8 +31,8 @@ type Changes<T> = Vec<Box<dyn Change<T>>>;
 /// group-committed: those that come while a commit is being written are the next one, applied in the order of their first polls, each to
 /// a copy that is kept only if its closure succeeds and it can be written (closures run once, so each is looked at before the next builds on
 /// it: it is printed, and read back); then one file is written for all, synced once, and each caller is told. So many callers share one
-/// sync of the disk, and a single one does not wait for others. A change costs a copy of the state and a look at it: with more than some
-/// megabytes, many changes in one commit are slow.
+/// sync of the disk, and a single one does not wait for others. (In a file of more than 64 KiB a change is printed by itself, but all of a
+/// commit are read back at once, and refused at once.)
 ///
 /// | a commit | readers see | its callers are told | the store |
 /// |---|---|---|---|

@@ -112,6 +112,34 @@ async fn a_change_that_cannot_be_written_fails_alone() {
     assert_eq!(load::<Items>(&path).await.unwrap(), *store.snapshot());
 }
 
+#[tokio::test]
+async fn in_a_large_state_what_is_too_large_fails_alone_and_what_reads_otherwise_fails_all() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("s.json");
+    let store = Store::<Items>::open_or_default(JsonFile::new(&path).with_max_bytes(100_000)).await.unwrap();
+    let text = |length: usize| Item::Text("x".repeat(length));
+    let first = text(70_000);
+    store.update(move |items| items.0.push(first)).await.unwrap();
+    let commit = async |items: Vec<Item>| {
+        let go = hold(&store).await;
+        let callers: Vec<_> =
+            items.into_iter().map(|item| spawn(&store, move |items| items.0.push(item))).collect();
+        tokio::task::yield_now().await;
+        go.send(()).unwrap();
+        let mut told = Vec::new();
+        for caller in callers {
+            told.push(caller.await.unwrap().is_ok());
+        }
+        told
+    };
+    assert_eq!(commit(vec![text(1), text(50_000), text(2)]).await, [true, false, true]);
+    assert_eq!(commit(vec![text(3), Item::Ratio(f64::NAN)]).await, [false, false]);
+    assert_eq!(commit(vec![Item::Ratio(f64::NAN)]).await, [false]);
+    assert_eq!(commit(vec![text(4)]).await, [true]);
+    assert_eq!(store.snapshot().0, [text(70_000), text(1), text(2), text(4)]);
+    assert_eq!(load::<Items>(&path).await.unwrap(), *store.snapshot());
+}
+
 struct Bomb;
 
 impl Drop for Bomb {
