@@ -1,8 +1,8 @@
 //! OTP's significant children and automatic shutdown.
 
-use async_supervisor::{AutoShutdown, Cause, Child, Restart, Supervisor, SupervisorState};
+use async_supervisor::{AutoShutdown, Backoff, Cause, Child, Restart, Supervisor, SupervisorState};
 
-use crate::common::{Log, Order, tolerant, up};
+use crate::common::{Log, Order, secs, tolerant, up};
 
 fn significant(log: &Log, name: &str, restart: Restart) -> Child {
     log.child(name).with_restart(restart).with_significant()
@@ -55,6 +55,24 @@ async fn all_significant_children_must_have_ended() {
     assert_eq!(log.take(), "+a +b +c");
     log.tell("b", Order::End).await;
     assert_eq!(log.take(), "-a");
+    assert!(matches!(s.wait().await.cause, Cause::AutoShutdown { child } if &*child == "b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_significant_child_that_waits_for_its_restart_has_not_ended() {
+    let log = Log::new();
+    let s =
+        tolerant(Supervisor::one_for_one()).with_auto_shutdown(AutoShutdown::AllSignificant).with_children([
+            significant(&log, "b", Restart::Transient).with_backoff(Backoff::constant(secs(1))),
+            significant(&log, "c", Restart::Transient),
+        ]);
+    let s = up(s).await;
+    log.tell("b", Order::Fail).await;
+    log.tell("c", Order::End).await;
+    assert_eq!(s.snapshot().state, SupervisorState::Running);
+    tokio::time::sleep(secs(2)).await;
+    assert_eq!(log.take(), "+b +c +b");
+    log.tell("b", Order::End).await;
     assert!(matches!(s.wait().await.cause, Cause::AutoShutdown { child } if &*child == "b"));
 }
 
