@@ -15,7 +15,7 @@ use crate::{PolicyError, Rejection, TimedOut};
 /// | classified so: says nothing of the backend (cancelled by the caller) | `Ignored` | ends with it | not counted | not counted |
 /// | [`TimedOut`](crate::TimedOut) by an inner time-out: may have run | as `Transient` | tries again, after its backoff | failure | overload |
 /// | [`Rejection`](crate::Rejection) by an inner policy: not started | as `Ignored` | waits for its `retry_after` (its own backoff where none is known and it [may pass](crate::Reason::may_pass)), or ends | not counted | not counted |
-/// | panic | – | passes on | failure | overload |
+/// | panic | – | retry: passes on; hedge: that attempt has failed | failure | overload |
 /// | dropped before an answer | – | aborted | not counted | not counted |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

@@ -14,7 +14,7 @@ use benches::{Table, block_on};
 use tokio::time::Sleep;
 use tokio_retry2::{RetryError, strategy};
 use tower::util::service_fn;
-use tower::{Layer, Service, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceExt};
 
 /// A call of each of `0..n`.
 macro_rules! calls {
@@ -182,7 +182,7 @@ fn main() {
     // The same service for both: its error has room for a refusal.
     table
         .row("tower success")
-        .ours("async-retry", served!(RetryLayer::new(retry).layer(service_fn(good::<Failure<()>>))))
+        .ours("async-retry", served!(RetryLayer::new(retry.clone()).layer(service_fn(good::<Failure<()>>))))
         .peer(
             "tower",
             served!(
@@ -192,6 +192,19 @@ fn main() {
         )
         .peer("tower-resilience", served!(resilience(delay).layer(service_fn(good::<Refused>))))
         .peer("seatbelt", served!(layered::Layer::layer(&belted(delay), service_fn(good::<()>))))
+        .run();
+
+    // The same again with the error that tower's own layers have.
+    table
+        .row("tower success, boxed error")
+        .ours("async-retry", served!(RetryLayer::new(retry).layer(service_fn(good::<BoxError>))))
+        .peer(
+            "tower",
+            served!(
+                tower::retry::RetryLayer::new(Sleeping { left: 2, delay })
+                    .layer(service_fn(good::<BoxError>))
+            ),
+        )
         .run();
 
     let (a, b) = (flaky(|| Failure::Operation(())), flaky(|| Failure::Operation(())));
