@@ -1,3 +1,4 @@
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,20 +20,22 @@ pub struct Detail<I> {
 
 /// What a gather keeps of each item besides its result.
 #[doc(hidden)]
-pub trait Keep<I> {
+pub trait Keep {
+    type Item;
     type Note;
     type Detail;
     const COUNTS: bool;
 
-    fn note(item: &I) -> Self::Note;
+    fn note(item: &Self::Item) -> Self::Note;
     fn detail(note: Self::Note, attempts: &Attempts) -> Self::Detail;
 }
 
 /// Keeps nothing besides the result.
 #[derive(Clone, Copy, Debug)]
-pub struct Plain;
+pub struct Plain<I>(PhantomData<fn(I)>);
 
-impl<I> Keep<I> for Plain {
+impl<I> Keep for Plain<I> {
+    type Item = I;
     type Note = ();
     type Detail = ();
     const COUNTS: bool = false;
@@ -43,9 +46,10 @@ impl<I> Keep<I> for Plain {
 
 /// Keeps a [`Detail`].
 #[derive(Clone, Copy, Debug)]
-pub struct Detailed;
+pub struct Detailed<I>(PhantomData<fn(I)>);
 
-impl<I: Clone> Keep<I> for Detailed {
+impl<I: Clone> Keep for Detailed<I> {
+    type Item = I;
     type Note = (I, Instant);
     type Detail = Detail<I>;
     const COUNTS: bool = true;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_policy::{ByError, Classify, ConfigError, Policy};
 
 use crate::state::{Chunks, Rule};
-use crate::work::{Blocking, Here, InTask, Replayed, Spawned, There, UnderPolicy};
-use crate::{IntoSource, Limit, Progress, Run, Stop, Work};
+use crate::work::{Here, Lane, Replayed, Tasks, There, Threads, Turns, UnderPolicy};
+use crate::{Blocking, InTask, IntoSource, Limit, Plain, Progress, Run, Spawned, Stop, Work};
 
 /// Runs many items, at most so many at once, and keeps how each of them ended.
 ///
@@ -72,6 +72,7 @@ impl Plan {
     }
 }
 
+#[expect(clippy::type_complexity, reason = "the parameters of a run are read by the compiler, not by people")]
 impl Gather {
     /// At most `limit` items at once.
     pub const fn new(limit: NonZeroUsize) -> Self {
@@ -206,13 +207,17 @@ impl Gather {
     /// # Cancel safety
     ///
     /// Dropping the call drops every item under way, and with them the results so far.
-    pub fn run<I, F, Fut, T, E>(&self, items: I, f: F) -> Run<I::Source, InTask<F>>
+    pub fn run<I, F, Fut, T, E>(
+        &self,
+        items: I,
+        f: F,
+    ) -> Run<I::Source, InTask<F, Fut, E>, T, E, Plain<I::Item>>
     where
         I: IntoSource,
         F: FnMut(I::Item) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        Run::new(self.plan.clone(), items.into_source(), InTask(f))
+        Run::new(self.plan.clone(), items.into_source(), Lane::new(Turns(f)))
     }
 
     /// Runs `f` on each item, each in a task of its own on the runtime: in parallel on a multi-threaded one.
@@ -228,7 +233,11 @@ impl Gather {
     /// # Panics
     ///
     /// When polled outside a tokio runtime, each item does.
-    pub fn spawn<I, F, Fut, T, E>(&self, items: I, f: F) -> Run<I::Source, Spawned<F>>
+    pub fn spawn<I, F, Fut, T, E>(
+        &self,
+        items: I,
+        f: F,
+    ) -> Run<I::Source, Spawned<F, T, E>, T, E, Plain<I::Item>>
     where
         I: IntoSource,
         F: FnMut(I::Item) -> Fut,
@@ -236,7 +245,7 @@ impl Gather {
         T: Send + 'static,
         E: Send + 'static,
     {
-        Run::new(self.plan.clone(), items.into_source(), Spawned(f))
+        Run::new(self.plan.clone(), items.into_source(), Lane::new(Tasks(f)))
     }
 
     /// Runs `f` on each item, each on a blocking thread of the runtime, under the deadline in force for the caller.
@@ -251,7 +260,11 @@ impl Gather {
     /// # Panics
     ///
     /// When polled outside a tokio runtime, each item does.
-    pub fn spawn_blocking<I, F, T, E>(&self, items: I, f: F) -> Run<I::Source, Blocking<F>>
+    pub fn spawn_blocking<I, F, T, E>(
+        &self,
+        items: I,
+        f: F,
+    ) -> Run<I::Source, Blocking<F, T, E>, T, E, Plain<I::Item>>
     where
         I: IntoSource,
         I::Item: Send + 'static,
@@ -259,7 +272,7 @@ impl Gather {
         T: Send + 'static,
         E: Send + 'static,
     {
-        Run::new(self.plan.clone(), items.into_source(), Blocking(Arc::new(f)))
+        Run::new(self.plan.clone(), items.into_source(), Lane::new(Threads(Arc::new(f))))
     }
 }
 
@@ -286,6 +299,7 @@ pub struct PolicyGather<P, C = ByError> {
     classify: Arc<C>,
 }
 
+#[expect(clippy::type_complexity, reason = "the parameters of a run are read by the compiler, not by people")]
 impl<P: Policy, C> PolicyGather<P, C> {
     /// Says what an item's answer means to the policy; by default its error says so itself.
     pub fn classify_with<D>(self, classify: D) -> PolicyGather<P, D> {
@@ -305,7 +319,13 @@ impl<P: Policy, C> PolicyGather<P, C> {
         &self,
         items: I,
         f: F,
-    ) -> Run<I::Source, impl Work<I::Item, Value = T, Error = E, Item: Send> + use<P, C, I, F, Fut, T, E>>
+    ) -> Run<
+        I::Source,
+        impl Work<I::Item, Value = T, Error = E> + Send + use<P, C, I, F, Fut, T, E>,
+        T,
+        E,
+        Plain<I::Item>,
+    >
     where
         I: IntoSource,
         I::Item: Clone + Send + Sync,
@@ -317,7 +337,7 @@ impl<P: Policy, C> PolicyGather<P, C> {
     {
         let under = self.under(f);
         let work = move |item, attempts| Here { future: Arc::clone(&under).run(item, attempts) };
-        Run::new(self.plan.clone(), items.into_source(), Replayed(work))
+        Run::new(self.plan.clone(), items.into_source(), Lane::new(Replayed(work)))
     }
 
     /// [`Gather::spawn`], each item under the policy, all of it in the item's task.
@@ -333,7 +353,13 @@ impl<P: Policy, C> PolicyGather<P, C> {
         &self,
         items: I,
         f: F,
-    ) -> Run<I::Source, impl Work<I::Item, Value = T, Error = E, Item: Send> + use<P, C, I, F, Fut, T, E>>
+    ) -> Run<
+        I::Source,
+        impl Work<I::Item, Value = T, Error = E> + Send + use<P, C, I, F, Fut, T, E>,
+        T,
+        E,
+        Plain<I::Item>,
+    >
     where
         P: 'static,
         I: IntoSource,
@@ -346,7 +372,7 @@ impl<P: Policy, C> PolicyGather<P, C> {
     {
         let under = self.under(f);
         let work = move |item, attempts| There::spawn(Arc::clone(&under).run(item, attempts));
-        Run::new(self.plan.clone(), items.into_source(), Replayed(work))
+        Run::new(self.plan.clone(), items.into_source(), Lane::new(Replayed(work)))
     }
 }
 

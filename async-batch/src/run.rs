@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::marker::PhantomData;
 use std::mem;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -13,13 +14,6 @@ use crate::gather::Plan;
 use crate::order::Order;
 use crate::source::Source;
 use crate::{Outcomes, Settled, Stopped, Work};
-
-/// What a gather hands out for each item.
-type Each<S, W, K> = Settled<
-    <W as Work<<S as Source>::Item>>::Value,
-    <W as Work<<S as Source>::Item>>::Error,
-    <K as Keep<<S as Source>::Item>>::Detail,
->;
 
 /// A gather over its items. Await it for all [`Outcomes`] in input order, or take them one by one.
 ///
@@ -35,18 +29,22 @@ type Each<S, W, K> = Settled<
 /// ever: the item has its turn and is not polled, the consumer waits behind it. `for_each` and the spawned modes are
 /// immune.
 #[must_use = "futures do nothing unless polled"]
-pub struct Run<S: Source, W: Work<S::Item>, K: Keep<S::Item> = Plain> {
+pub struct Run<S, W, T, E, K: Keep> {
     engine: Engine<S, W, K>,
-    order: Order<Each<S, W, K>>,
-    outcomes: Option<Outcomes<W::Value, W::Error, K::Detail>>,
+    order: Order<Settled<T, E, K::Detail>>,
+    outcomes: Option<Outcomes<T, E, K::Detail>>,
 }
 
 // Nothing in these is pinned: each item has a box of its own.
-impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Unpin for Run<S, W, K> {}
-impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Unpin for Completed<S, W, K> {}
-impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Unpin for Ordered<S, W, K> {}
+impl<S, W, T, E, K: Keep> Unpin for Run<S, W, T, E, K> {}
+impl<S, W, T, E, K: Keep> Unpin for Completed<S, W, T, E, K> {}
+impl<S, W, T, E, K: Keep> Unpin for Ordered<S, W, T, E, K> {}
 
-impl<S: Source, W: Work<S::Item>> Run<S, W> {
+impl<S, W, T, E> Run<S, W, T, E, Plain<S::Item>>
+where
+    S: Source,
+    W: Work<S::Item, Value = T, Error = E>,
+{
     pub(crate) fn new(plan: Plan, source: S, work: W) -> Self {
         Self { engine: Engine::new(plan, source, work), order: Order::new(), outcomes: None }
     }
@@ -64,7 +62,7 @@ impl<S: Source, W: Work<S::Item>> Run<S, W> {
     /// }
     /// # }
     /// ```
-    pub fn detailed(self) -> Run<S, W, Detailed>
+    pub fn detailed(self) -> Run<S, W, T, E, Detailed<S::Item>>
     where
         S::Item: Clone,
     {
@@ -72,7 +70,12 @@ impl<S: Source, W: Work<S::Item>> Run<S, W> {
     }
 }
 
-impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
+impl<S, W, T, E, K> Run<S, W, T, E, K>
+where
+    S: Source,
+    W: Work<S::Item, Value = T, Error = E>,
+    K: Keep<Item = S::Item>,
+{
     /// The items as they complete, as a stream. Once a gather has stopped, the items it cancelled come too, and then
     /// the end.
     ///
@@ -80,8 +83,8 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
     ///
     /// Waiting for the next one can be dropped and nothing is lost. Dropping the stream ends the items as dropping the
     /// call does.
-    pub fn stream(self) -> Completed<S, W, K> {
-        Completed { engine: self.engine }
+    pub fn stream(self) -> Completed<S, W, T, E, K> {
+        Completed { engine: self.engine, hands_out: PhantomData }
     }
 
     /// The items in input order, as a stream.
@@ -92,7 +95,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
     /// # Cancel safety
     ///
     /// As [`stream`](Self::stream).
-    pub fn ordered(self, ahead: usize) -> Ordered<S, W, K> {
+    pub fn ordered(self, ahead: usize) -> Ordered<S, W, T, E, K> {
         Ordered { engine: self.engine, order: self.order, ready: VecDeque::new(), ahead, taken: 0 }
     }
 
@@ -101,6 +104,30 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
     ///
     /// A [deadline](crate::Gather::with_deadline) ends the items, not the consumer: that is still handed what has ended by
     /// then, at its own pace, and the deadline is not in force inside it. Put a time-out into a consumer that may hang.
+    ///
+    /// A consumer with state of its own that it keeps across an await (a file, a connection) holds it behind
+    /// `tokio::sync::Mutex`, which nobody else wants then:
+    ///
+    /// ```
+    /// use async_batch::Gather;
+    ///
+    /// # struct File(Vec<u8>);
+    /// # impl File { async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> { self.0.extend(bytes); Ok(()) } }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// # let file = File(Vec::new());
+    /// let file = tokio::sync::Mutex::new(file); // a tokio::fs::File, say
+    /// let run = Gather::up_to::<8>().run(0..100, async |n| Ok::<_, std::io::Error>(n));
+    /// run.for_each(async |settled| {
+    ///     let line = format!("{}\n", settled.index);
+    ///     file.lock().await.write_all(line.as_bytes()).await.expect("the disk has room");
+    /// })
+    /// .await;
+    /// # assert_eq!(file.into_inner().0.len(), 290);
+    /// # }
+    /// ```
+    ///
+    /// (An `AsyncFnMut` would take it without one, but a call with such a parameter is not `Send` as far as the compiler can
+    /// tell, so that it could not be awaited in a spawned task.)
     ///
     /// # Cancel safety
     ///
@@ -124,7 +151,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
     /// ```
     pub async fn for_each<F, Fut>(self, mut consumer: F) -> Summary
     where
-        F: FnMut(Each<S, W, K>) -> Fut,
+        F: FnMut(Settled<T, E, K::Detail>) -> Fut,
         Fut: Future<Output = ()>,
     {
         let mut engine = self.engine;
@@ -158,8 +185,13 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Run<S, W, K> {
     }
 }
 
-impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Future for Run<S, W, K> {
-    type Output = Outcomes<W::Value, W::Error, K::Detail>;
+impl<S, W, T, E, K> Future for Run<S, W, T, E, K>
+where
+    S: Source,
+    W: Work<S::Item, Value = T, Error = E>,
+    K: Keep<Item = S::Item>,
+{
+    type Output = Outcomes<T, E, K::Detail>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { engine, order, outcomes } = self.get_mut();
@@ -202,7 +234,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    fn of<S: Source, W: Work<S::Item>, K: Keep<S::Item>>(engine: &Engine<S, W, K>) -> Self {
+    fn of<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>>(engine: &Engine<S, W, K>) -> Self {
         let [started, succeeded, failed, cancelled] = engine.core().counts();
         Self { started, succeeded, failed, cancelled, stopped: engine.core().stopped() }
     }
@@ -210,12 +242,18 @@ impl Summary {
 
 /// The items of a gather as they complete: see [`Run::stream`].
 #[must_use = "streams do nothing unless polled"]
-pub struct Completed<S: Source, W: Work<S::Item>, K: Keep<S::Item> = Plain> {
+pub struct Completed<S, W, T, E, K: Keep> {
     engine: Engine<S, W, K>,
+    hands_out: PhantomData<fn() -> Result<T, E>>,
 }
 
-impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Completed<S, W, K> {
-    type Item = Each<S, W, K>;
+impl<S, W, T, E, K> Stream for Completed<S, W, T, E, K>
+where
+    S: Source,
+    W: Work<S::Item, Value = T, Error = E>,
+    K: Keep<Item = S::Item>,
+{
+    type Item = Settled<T, E, K::Detail>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut next = None;
@@ -234,16 +272,21 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Completed<S, W, K
 
 /// The items of a gather in input order: see [`Run::ordered`].
 #[must_use = "streams do nothing unless polled"]
-pub struct Ordered<S: Source, W: Work<S::Item>, K: Keep<S::Item> = Plain> {
+pub struct Ordered<S, W, T, E, K: Keep> {
     engine: Engine<S, W, K>,
-    order: Order<Each<S, W, K>>,
-    ready: VecDeque<Each<S, W, K>>,
+    order: Order<Settled<T, E, K::Detail>>,
+    ready: VecDeque<Settled<T, E, K::Detail>>,
     ahead: usize,
     taken: usize,
 }
 
-impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Ordered<S, W, K> {
-    type Item = Each<S, W, K>;
+impl<S, W, T, E, K> Stream for Ordered<S, W, T, E, K>
+where
+    S: Source,
+    W: Work<S::Item, Value = T, Error = E>,
+    K: Keep<Item = S::Item>,
+{
+    type Item = Settled<T, E, K::Detail>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Self { engine, order, ready, ahead, taken } = self.get_mut();
@@ -253,7 +296,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Ordered<S, W, K> 
                 return Poll::Ready(Some(next));
             }
             engine.ahead = taken.saturating_add(*ahead);
-            let done = ready!(engine.drive(cx, &mut |settled: Each<S, W, K>| {
+            let done = ready!(engine.drive(cx, &mut |settled: Settled<T, E, K::Detail>| {
                 order.push(settled.index, settled, |settled| ready.push_back(settled));
                 ready.is_empty()
             }));
@@ -275,13 +318,18 @@ impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> Stream for Ordered<S, W, K> 
 
 macro_rules! streams {
     ($($Stream:ident),*) => {$(
-        impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> $Stream<S, W, K> {
+        impl<S, W, T, E, K> $Stream<S, W, T, E, K>
+where
+    S: Source,
+    W: Work<S::Item, Value = T, Error = E>,
+    K: Keep<Item = S::Item>,
+{
             /// The next item, or `None` at the end.
             ///
             /// # Cancel safety
             ///
             /// Dropping it loses nothing.
-            pub async fn next(&mut self) -> Option<Each<S, W, K>> {
+            pub async fn next(&mut self) -> Option<Settled<T, E, K::Detail>> {
                 poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
             }
 
@@ -298,7 +346,12 @@ streams!(Completed, Ordered);
 
 macro_rules! opaque {
     ($($Name:ident),*) => {$(
-        impl<S: Source, W: Work<S::Item>, K: Keep<S::Item>> fmt::Debug for $Name<S, W, K> {
+        impl<S, W, T, E, K> fmt::Debug for $Name<S, W, T, E, K>
+where
+    S: Source,
+    W: Work<S::Item, Value = T, Error = E>,
+    K: Keep<Item = S::Item>,
+{
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($Name)).field("engine", &self.engine).finish_non_exhaustive()
             }

@@ -14,10 +14,9 @@ use crate::work::Item;
 use crate::{ItemError, Panicked};
 
 /// A place for one item after another, with a box and a waker that stay.
-pub(crate) struct Slot<F, N> {
+pub struct Slot<F> {
     pub(crate) future: Pin<Box<Option<F>>>,
     pub(crate) index: usize,
-    pub(crate) note: Option<N>,
     pub(crate) attempts: Attempts,
     /// The deadline in force inside.
     pub(crate) until: Option<Instant>,
@@ -36,12 +35,11 @@ pub(crate) enum Ending {
 /// What became of the item in a slot; `None` as long as nothing has.
 pub(crate) type Ended<T, E> = Option<Result<T, ItemError<E>>>;
 
-impl<F, N> Slot<F, N> {
+impl<F> Slot<F> {
     pub(crate) fn new(waker: Waker) -> Self {
         Self {
             future: Box::pin(None),
             index: 0,
-            note: None,
             attempts: Attempts::default(),
             until: None,
             ending: None,
@@ -51,7 +49,7 @@ impl<F, N> Slot<F, N> {
 }
 
 /// An item that panics as it is dropped with its gather costs nobody else anything.
-impl<F, N> Drop for Slot<F, N> {
+impl<F> Drop for Slot<F> {
     fn drop(&mut self) {
         if self.future.is_some() {
             contained(|| self.future.set(None));
@@ -59,7 +57,7 @@ impl<F, N> Drop for Slot<F, N> {
     }
 }
 
-impl<F, N, T, E> Slot<F, N>
+impl<F, T, E> Slot<F>
 where
     F: Item<Output = Result<T, ItemError<E>>>,
 {

@@ -10,9 +10,10 @@ use pin_project_lite::pin_project;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::detail::Attempts;
+use crate::slot::Slot;
 use crate::{ItemError, Panicked};
 
-/// How an item becomes something under way.
+/// Where the items of a gather run: [`InTask`], [`Spawned`], [`Blocking`], each also under a policy.
 pub trait Work<I> {
     /// What an item yields.
     type Value;
@@ -20,13 +21,61 @@ pub trait Work<I> {
     type Error;
     #[doc(hidden)]
     type Item: Item<Output = Result<Self::Value, ItemError<Self::Error>>>;
-    /// Whether an item may be started more than once.
     #[doc(hidden)]
-    const REPLAYS: bool;
+    type Make: Make<I, Item = Self::Item>;
 
     #[doc(hidden)]
+    fn parts(&mut self) -> (&mut Self::Make, &mut Vec<Slot<Self::Item>>);
+}
+
+/// How an item becomes something under way.
+#[doc(hidden)]
+pub trait Make<I> {
+    type Value;
+    type Error;
+    type Item: Item<Output = Result<Self::Value, ItemError<Self::Error>>>;
+    /// Whether an item may be started more than once.
+    const REPLAYS: bool;
+
     fn start(&mut self, input: I, attempts: &Attempts) -> Self::Item;
 }
+
+/// What makes the items, and the places for those under way.
+///
+/// The type of the items is a parameter, no projection: the compiler cannot see through one whose inputs have lifetimes
+/// where it asks whether a task is `Send`.
+#[doc(hidden)]
+pub struct Lane<M, F> {
+    make: M,
+    slots: Vec<Slot<F>>,
+}
+
+impl<M, F> Lane<M, F> {
+    pub(crate) const fn new(make: M) -> Self {
+        Self { make, slots: Vec::new() }
+    }
+}
+
+impl<I, M: Make<I>> Work<I> for Lane<M, M::Item> {
+    type Value = M::Value;
+    type Error = M::Error;
+    type Item = M::Item;
+    type Make = M;
+
+    #[inline(always)]
+    fn parts(&mut self) -> (&mut M, &mut Vec<Slot<M::Item>>) {
+        (&mut self.make, &mut self.slots)
+    }
+}
+
+/// Runs each item in the caller's task: see [`Gather::run`](crate::Gather::run).
+pub type InTask<F, Fut, E> = Lane<Turns<F>, Here<Own<Fut, E>>>;
+
+/// Runs each item in a task of its own: see [`Gather::spawn`](crate::Gather::spawn).
+pub type Spawned<F, T, E> = Lane<Tasks<F>, There<T, E>>;
+
+/// Runs each item on a blocking thread: see [`Gather::spawn_blocking`](crate::Gather::spawn_blocking).
+pub type Blocking<F, T, E> = Lane<Threads<F>, There<T, E>>;
 
 /// One item under way.
 #[doc(hidden)]
@@ -35,11 +84,11 @@ pub trait Item: Future {
     fn stop(self: Pin<&mut Self>) -> bool;
 }
 
-/// Runs each item in the caller's task: see [`Gather::run`](crate::Gather::run).
-#[derive(Clone)]
-pub struct InTask<F>(pub(crate) F);
+/// In the caller's task.
+#[doc(hidden)]
+pub struct Turns<F>(pub(crate) F);
 
-impl<I, F, Fut, T, E> Work<I> for InTask<F>
+impl<I, F, Fut, T, E> Make<I> for Turns<F>
 where
     F: FnMut(I) -> Fut,
     Fut: Future<Output = Result<T, E>>,
@@ -55,11 +104,11 @@ where
     }
 }
 
-/// Runs each item in a task of its own: see [`Gather::spawn`](crate::Gather::spawn).
-#[derive(Clone)]
-pub struct Spawned<F>(pub(crate) F);
+/// In a task each.
+#[doc(hidden)]
+pub struct Tasks<F>(pub(crate) F);
 
-impl<I, F, Fut, T, E> Work<I> for Spawned<F>
+impl<I, F, Fut, T, E> Make<I> for Tasks<F>
 where
     F: FnMut(I) -> Fut,
     Fut: Future<Output = Result<T, E>> + Send + 'static,
@@ -76,11 +125,11 @@ where
     }
 }
 
-/// Runs each item on a blocking thread: see [`Gather::spawn_blocking`](crate::Gather::spawn_blocking).
-#[derive(Clone)]
-pub struct Blocking<F>(pub(crate) Arc<F>);
+/// On a blocking thread each.
+#[doc(hidden)]
+pub struct Threads<F>(pub(crate) Arc<F>);
 
-impl<I, F, T, E> Work<I> for Blocking<F>
+impl<I, F, T, E> Make<I> for Threads<F>
 where
     I: Send + 'static,
     F: Fn(I) -> Result<T, E> + Send + Sync + 'static,
@@ -101,7 +150,7 @@ where
 /// Makes items with a closure that counts its attempts.
 pub(crate) struct Replayed<F>(pub(crate) F);
 
-impl<I, F, Fut, T, E> Work<I> for Replayed<F>
+impl<I, F, Fut, T, E> Make<I> for Replayed<F>
 where
     F: FnMut(I, Attempts) -> Fut,
     Fut: Item<Output = Result<T, ItemError<E>>>,
@@ -307,6 +356,12 @@ where
     }
 }
 
+impl<M, F> fmt::Debug for Lane<M, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").finish_non_exhaustive()
+    }
+}
+
 macro_rules! opaque {
     ($($Name:ident),*) => {$(
         impl<F> fmt::Debug for $Name<F> {
@@ -317,4 +372,4 @@ macro_rules! opaque {
     )*};
 }
 
-opaque!(InTask, Spawned, Blocking);
+opaque!(Turns, Tasks, Threads, Slot);

@@ -105,7 +105,7 @@ impl<K> BatcherBuilder<K> {
     /// // Rows come in any order, and some are missing.
     /// let users = Batcher::builder().build(async |ids: Vec<u32>| {
     ///     let rows = select(ids).await.map_err(Arc::new)?;
-    ///     Ok::<_, Arc<std::io::Error>>(HashMap::from_iter(rows))
+    ///     Ok::<_, Arc<std::io::Error>>(HashMap::<_, _>::from_iter(rows))
     /// });
     /// let (a, none) = tokio::join!(users.load(7), users.load(9));
     /// assert_eq!(a.unwrap(), "a");

@@ -9,5 +9,6 @@ mod modes;
 mod plan;
 mod progress;
 mod race;
+mod spawned;
 mod stop;
 mod streams;
