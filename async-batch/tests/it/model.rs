@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_batch::{
-    Gather, ItemError, Limit, Progress, Settled, Stopped, first_success, first_to_finish, quorum,
+    Gather, ItemError, Limit, Progress, Settled, Stop, Stopped, first_success, first_to_finish, quorum,
 };
 use proptest::prelude::*;
 use tokio::task::yield_now;
@@ -304,6 +304,79 @@ proptest! {
     fn every_mode_does_what_one_after_the_other_does(case in cases()) {
         quiet();
         paused(check(case));
+    }
+
+    #[test]
+    fn on_blocking_threads_too(ends in scripts(), limit in 1..5_usize, failures in prop::option::of(1..5_usize)) {
+        quiet();
+        let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+        let mut gather = Gather::new(some(limit));
+        if let Some(failures) = failures {
+            gather = gather.stop_after(some(failures));
+        }
+        let mut inputs = ends.iter().copied().enumerate();
+        let shared = Arc::clone(&counts);
+        let item = move |(index, script): (usize, Script)| {
+            let _alive = Alive::new(&shared);
+            match script.end {
+                End::Ok => Ok(index),
+                End::Err => Err(index),
+                End::Panic => panic!("item {index}"),
+            }
+        };
+        let (answers, stopped) = collect(paused(gather.spawn_blocking(&mut inputs, item).into_future()));
+        assert_eq!(counts[0].load(SeqCst), 0);
+        assert!(counts[1].load(SeqCst) <= limit);
+        assert!(answers.keys().copied().eq(0..answers.len()));
+        assert_eq!(inputs.len() + answers.len(), ends.len());
+        let cancelled = answers.values().filter(|answer| matches!(answer, Err(ItemError::Cancelled))).count();
+        let own = answers.iter().filter(|(index, answer)| is_own(**index, ends[**index], answer)).count();
+        assert_eq!(own + cancelled, answers.len());
+        let failed = answers.values().filter(|answer| answer.is_err()).count() - cancelled;
+        assert_eq!(stopped.is_some(), failures.is_some_and(|failures| failed >= failures));
+        if stopped.is_none() {
+            assert_eq!((answers.len(), cancelled), (ends.len(), 0));
+        }
+        if limit == 1 {
+            let expected = sequential_stop(&ends, failures.map_or(Rule::Settle, Rule::After));
+            assert_eq!((answers.len(), cancelled), (expected.unwrap_or(ends.len()), 0));
+        }
+    }
+
+    #[test]
+    fn a_stop_at_any_moment_loses_nothing(
+        scripts in scripts(),
+        limit in 1..8_usize,
+        millis in 0..40_u64,
+        spawned in any::<bool>(),
+    ) {
+        quiet();
+        paused(async {
+            let stop = Stop::new();
+            let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+            let gather = Gather::new(some(limit)).with_stop(&stop);
+            let mut inputs = scripts.iter().copied().enumerate();
+            let item = |(index, script): (usize, Script)| play(index, script, Alive::new(&counts));
+            let request = async {
+                sleep(Duration::from_millis(millis)).await;
+                stop.request();
+            };
+            let (outcomes, ()) = if spawned {
+                tokio::join!(gather.spawn(&mut inputs, item), request)
+            } else {
+                tokio::join!(gather.run(&mut inputs, item), request)
+            };
+            let summary = outcomes.summary();
+            let (answers, stopped) = collect(outcomes);
+            assert_eq!(counts[0].load(SeqCst), 0, "nothing is under way any more");
+            assert_eq!(inputs.len() + answers.len(), scripts.len());
+            let own = answers.iter().filter(|(index, answer)| is_own(**index, scripts[**index], answer)).count();
+            assert_eq!(own, summary.succeeded + summary.failed);
+            assert_eq!(own + summary.cancelled, summary.started);
+            if stopped.is_none() {
+                assert_eq!(own, scripts.len());
+            }
+        });
     }
 
     #[test]

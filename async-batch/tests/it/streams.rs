@@ -274,6 +274,33 @@ async fn waiting_for_the_next_one_can_be_dropped_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_ordered_stream_dropped_at_every_await_loses_nothing_before_and_drops_the_items() {
+    let semaphore = Semaphore::new(3);
+    let seen = RefCell::new(Vec::new());
+    let points = drop_at_every_await(
+        || async {
+            seen.borrow_mut().clear();
+            let item = async |n: u64| {
+                let _permit = semaphore.acquire().await;
+                nap(9 - n).await
+            };
+            let mut stream = Gather::up_to::<3>().run(0..6, item).ordered(2);
+            while let Some(settled) = stream.next().await {
+                seen.borrow_mut().push(settled.index);
+            }
+        },
+        async |point| {
+            assert_eq!(semaphore.available_permits(), 3);
+            let seen = seen.take();
+            assert!(seen.iter().copied().eq(0..seen.len()), "{seen:?}");
+            assert!(point.is_some() || seen.len() == 6);
+        },
+    )
+    .await;
+    assert!(points > 3, "{points}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn for_each_dropped_at_every_await_drops_items_and_consumer() {
     let semaphore = Semaphore::new(8);
     let gather = Gather::new(NonZeroUsize::new(3).unwrap());
