@@ -2,10 +2,13 @@ use std::future::{pending, ready};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use async_batch::{ItemError, first_success, first_to_finish, quorum};
+use async_batch::{ItemError, Stopped, first_success, first_to_finish, quorum};
 use async_policy::testing::drop_at_every_await;
+use proptest::prelude::*;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
+
+use crate::model::paused;
 
 type Answer = Result<u64, &'static str>;
 
@@ -87,4 +90,47 @@ async fn the_losers_are_dropped_and_so_are_all_with_the_call() {
     )
     .await;
     assert!(points > 1, "{points}");
+}
+
+proptest! {
+    #[test]
+    fn races_are_decided_as_on_paper(ends in prop::collection::vec(prop::bool::weighted(0.6), 0..8), seed in any::<u64>(), k in 1..5_usize) {
+        paused(async {
+            // Distinct times, in an order of their own.
+            let mut order: Vec<usize> = (0..ends.len()).collect();
+            order.sort_by_key(|index| (seed.rotate_left(*index as u32 * 7) ^ *index as u64).wrapping_mul(0x9E37_79B9));
+            let racers = || {
+                (0..ends.len()).map(|index| {
+                    let at = order.iter().position(|other| *other == index).unwrap() as u64;
+                    let ok = ends[index];
+                    async move {
+                        sleep(Duration::from_millis(2 + at * 3)).await;
+                        if ok { Ok(index) } else { Err(index) }
+                    }
+                })
+            };
+            let successes: Vec<_> = order.iter().copied().filter(|index| ends[*index]).collect();
+            match first_success(racers()).await {
+                Ok((index, value)) => assert_eq!((Some(&index), index), (successes.first(), value)),
+                Err(outcomes) => {
+                    assert!(successes.is_empty());
+                    let stopped = ends.is_empty().then_some(Stopped::TooFew { asked: 1, futures: 0 });
+                    assert_eq!((outcomes.len(), outcomes.stopped()), (ends.len(), stopped));
+                }
+            }
+            let first = first_to_finish(racers()).await.map(|(index, _)| index);
+            assert_eq!(first, order.first().copied());
+            match quorum(NonZeroUsize::new(k).unwrap(), racers()).await {
+                Ok(reached) => {
+                    let reached: Vec<_> = reached.into_iter().map(|(index, _)| index).collect();
+                    assert_eq!(reached, successes[..k]);
+                }
+                Err(outcomes) => {
+                    assert!(successes.len() < k);
+                    let lost = outcomes.failures().iter().filter(|(_, error)| !error.is_cancelled()).count();
+                    assert_eq!(lost, if ends.len() < k { 0 } else { ends.len() - k + 1 });
+                }
+            }
+        });
+    }
 }
