@@ -76,12 +76,14 @@ where
 }
 
 async fn ours(n: u64, took: Duration) {
-    let builder = Batcher::builder().with_max_items(NonZeroUsize::new(ITEMS).expect("some")).with_max_delay(DELAY);
-    let batcher =
-        builder.with_in_flight(NonZeroUsize::new(16).expect("some")).build(move |keys: Vec<u64>| async move {
+    let builder =
+        Batcher::builder().with_max_items(NonZeroUsize::new(ITEMS).expect("some")).with_max_delay(DELAY);
+    let batcher = builder.with_in_flight(NonZeroUsize::new(16).expect("some")).build(
+        move |keys: Vec<u64>| async move {
             bulk(took).await;
             keys.into_iter().map(|key| Ok::<_, Infallible>(key * 2)).collect::<Vec<_>>()
-        });
+        },
+    );
     work(n, batcher, |batcher, key| async move { batcher.load(key).await.expect("it does not fail") }).await;
 }
 
