@@ -104,6 +104,8 @@ pub enum Reason {
     LimitReached,
     /// The queue in front of the limit is full.
     QueueFull,
+    /// So many keys are in use that there is no room for another.
+    TooManyKeys,
     /// The wait would be longer than the policy allows.
     WaitTooLong,
     /// The wait would end after the deadline that flows in from outside.
@@ -119,13 +121,14 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::CircuitOpen,
         Self::ForcedOpen,
         Self::ProbesTaken,
         Self::RampingUp,
         Self::LimitReached,
         Self::QueueFull,
+        Self::TooManyKeys,
         Self::WaitTooLong,
         Self::DeadlineTooClose,
         Self::ExceedsCapacity,
@@ -143,6 +146,7 @@ impl Reason {
             | Self::RampingUp
             | Self::LimitReached
             | Self::QueueFull
+            | Self::TooManyKeys
             | Self::WaitTooLong
             | Self::Custom => true,
             Self::ForcedOpen
@@ -163,6 +167,7 @@ impl fmt::Display for Reason {
             Self::RampingUp => "ramping up after a recovery",
             Self::LimitReached => "limit reached",
             Self::QueueFull => "queue full",
+            Self::TooManyKeys => "too many keys in use",
             Self::WaitTooLong => "wait longer than allowed",
             Self::DeadlineTooClose => "wait would outlast the deadline",
             Self::ExceedsCapacity => "more than the limit can ever grant",

@@ -6,17 +6,17 @@ use crate::{PolicyError, Rejection, TimedOut};
 ///
 /// One table holds for the whole family:
 ///
-/// | outcome | [`Verdict`] | retry, hedge | circuit breaker | adaptive limit |
-/// |---|---|---|---|---|
-/// | `Ok` (by default) | `Success` | done | success | sample |
-/// | `Err` (by default) | `Transient` | tries again, after its backoff | failure | sample |
-/// | classified so: 429, 503 with `Retry-After` | `Throttled` | tries again, after the server's delay | failure | overload |
-/// | classified so: the answer would be the same again (404, invalid input) | `Permanent` | ends with it | success: the backend answered | sample |
-/// | classified so: says nothing of the backend (cancelled by the caller) | `Ignored` | ends with it | not counted | not counted |
-/// | [`TimedOut`](crate::TimedOut) by an inner time-out: may have run | as `Transient` | tries again, after its backoff | failure | overload |
-/// | [`Rejection`](crate::Rejection) by an inner policy: not started | as `Ignored` | waits for its `retry_after` (its own backoff where none is known and it [may pass](crate::Reason::may_pass)), or ends | not counted | not counted |
-/// | panic | – | retry: passes on; hedge: that attempt has failed | failure | overload |
-/// | dropped before an answer | – | aborted | not counted | not counted |
+/// | outcome | [`Verdict`] | retry | hedge | circuit breaker | adaptive limit |
+/// |---|---|---|---|---|---|
+/// | `Ok` (by default) | `Success` | done | wins | success | sample |
+/// | `Err` (by default) | `Transient` | tries again, after its backoff | starts the next at once | failure | sample |
+/// | classified so: 429, 503 with `Retry-After` | `Throttled` | tries again, after the server's delay | starts no further one | failure | overload |
+/// | classified so: the answer would be the same again (404, invalid input) | `Permanent` | ends with it | ends with it | success: the backend answered | sample |
+/// | classified so: says nothing of the backend (cancelled by the caller) | `Ignored` | ends with it | ends with it | not counted | not counted |
+/// | [`TimedOut`](crate::TimedOut) by an inner time-out: may have run | as `Transient` | tries again, after its backoff | starts the next at once | failure | overload |
+/// | [`Rejection`](crate::Rejection) by an inner policy: not started | as `Ignored` | waits for its `retry_after` (its own backoff where none is known and it [may pass](crate::Reason::may_pass)), or ends | starts no further one | not counted | not counted |
+/// | panic | – | passes on | that attempt has failed | failure | overload |
+/// | dropped before an answer | – | aborted | aborted | not counted | not counted |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It worked.
