@@ -81,6 +81,23 @@ async fn the_next_child_starts_when_the_one_before_is_ready_or_its_time_is_up() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn heartbeats_are_wanted_from_readiness_on() {
+    let child = Child::new("a", async |ctx: Context| -> Result<(), BoxError> {
+        sleep(secs(8)).await;
+        ctx.ready();
+        loop {
+            sleep(secs(4)).await;
+            ctx.heartbeat();
+        }
+    });
+    let child = child.with_readiness(secs(10)).with_heartbeat(secs(5));
+    let s = tolerant(Supervisor::one_for_one()).with_child(child).spawn().unwrap();
+    sleep(secs(60)).await;
+    let child = s.snapshot().children.remove(0);
+    assert_eq!((child.state, child.restarts), (ChildState::Running, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missed_heartbeat_stops_the_child_and_counts_as_a_failure() {
     let child = Child::new("a", async |ctx: Context| {
         assert_eq!(ctx.heartbeat_within(), Some(secs(10)));
