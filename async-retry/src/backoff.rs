@@ -96,6 +96,8 @@ pub(crate) struct Shape {
 /// The cap bounds every delay, whatever it comes from: the curve, a closure, a server's hint. (A refusal that says how long is waited for if
 /// that is within the cap; the jitter that spreads those who were refused together comes on top.)
 ///
+/// As configuration (feature `serde`): the fields are in [the table](crate#configuration).
+///
 /// ```
 /// use async_retry::{Backoff, Jitter};
 /// use std::time::Duration;
@@ -203,14 +205,16 @@ impl Backoff {
     }
 
     /// The delay after the n-th failed attempt, counted from 1, is `delay(n)`, up to 20 s unless
-    /// [`with_cap`](Self::with_cap) says otherwise, without jitter; `None` ends the call.
+    /// [`with_cap`](Self::with_cap) says otherwise, without jitter; `None` ends the call. It is asked also where a server or an inner
+    /// policy says how long to wait: that replaces the delay, not the end.
     #[must_use]
     pub fn from_fn(delay: impl Fn(u32) -> Option<Duration> + Send + Sync + 'static) -> Self {
         Self::custom(Custom::Each(Box::new(delay)))
     }
 
     /// These delays in turn, from the start for each call, up to 20 s unless [`with_cap`](Self::with_cap) says otherwise,
-    /// without jitter; their end ends the call. Starting them allocates, once per call that fails.
+    /// without jitter; their end ends the call. Where a server or an inner policy says how long to wait, that takes the place of one of
+    /// them. Starting them allocates, once per call that fails.
     #[must_use]
     pub fn from_delays<I>(delays: I) -> Self
     where

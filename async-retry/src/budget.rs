@@ -141,6 +141,8 @@ impl Shared {
 /// An attempt that an inner policy refused was not made: it keeps its token for the next one. One that panics has failed: its token is
 /// spent. A bucket smaller than the cost of a retry allows none.
 ///
+/// As configuration (feature `serde`): the fields are in [the table](crate#configuration).
+///
 /// ```
 /// use async_retry::{After, Budget};
 ///

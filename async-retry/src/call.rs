@@ -252,7 +252,7 @@ where
                 StateProjection::Running { attempt } => ready!(this.story.run(|| attempt.poll(cx))),
                 StateProjection::Timed { attempt } => {
                     let result = ready!(this.story.run(|| attempt.as_mut().poll(cx)));
-                    result.unwrap_or_else(|| Err(A::Error::from_timed_out(retry.timed_out())))
+                    result.unwrap_or_else(|limit| Err(A::Error::from_timed_out(retry.timed_out(limit))))
                 }
                 StateProjection::Starting => {
                     match ready!(this.story.run(|| this.attempts.poll_start(cx))) {
@@ -362,7 +362,8 @@ pub(crate) fn judge<T, E: PolicyError>(
 }
 
 pin_project! {
-    /// An attempt under its time-out; `None` when that has expired. The clock runs from the first poll, the timer is armed when the
+    /// An attempt under its time-out, cut to what is left of the deadline outside: so a call whose deadline passes ends by itself, with what
+    /// it knows. `Err` with what the attempt was given, when that has expired. The clock runs from the first poll, the timer is armed when the
     /// attempt is first pending. (The kernel's time-out asks for a future that is `Send`.)
     pub(crate) struct Timed<F> {
         #[pin]
@@ -387,28 +388,37 @@ impl<F> Timed<F> {
 }
 
 impl<F: Future> Future for Timed<F> {
-    type Output = Option<F::Output>;
+    type Output = Result<F::Output, Duration>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let deadline = match this.timer.as_ref().as_pin_ref() {
             Some(timer) => Some(Deadline::at(timer.deadline())),
-            None => Deadline::after(*this.limit),
+            None => {
+                let own = Deadline::after(*this.limit);
+                match Deadline::current() {
+                    Some(outer) if own.is_none_or(|own| outer < own) => {
+                        *this.limit = outer.remaining();
+                        Some(outer)
+                    }
+                    _ => own,
+                }
+            }
         };
         // A limit later than the clock can tell never ends.
-        let Some(deadline) = deadline else { return this.attempt.poll(cx).map(Some) };
+        let Some(deadline) = deadline else { return this.attempt.poll(cx).map(Ok) };
         if let Poll::Ready(output) = pin!(deadline.scope(this.attempt)).poll(cx) {
-            return Poll::Ready(Some(output));
+            return Poll::Ready(Ok(output));
         }
         if this.limit.is_zero() {
-            return Poll::Ready(None);
+            return Poll::Ready(Err(*this.limit));
         }
         if this.timer.is_none() {
             this.timer.set(Some(tokio::time::sleep_until(deadline.instant())));
         }
         // An attempt that used up the task's budget must not keep the timer from being looked at.
         match this.timer.as_pin_mut() {
-            Some(timer) => Pin::new(&mut unconstrained(timer)).poll(cx).map(|()| None),
+            Some(timer) => Pin::new(&mut unconstrained(timer)).poll(cx).map(|()| Err(*this.limit)),
             None => Poll::Pending,
         }
     }

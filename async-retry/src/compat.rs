@@ -13,7 +13,8 @@ use async_policy::{Operation, Verdict};
 use crate::{Backoff, MAX_CAP, Retry};
 
 impl Backoff {
-    /// Drives a retry by a policy of the crate `backoff`: each call gets a clone of it, reset. Where it says `None`, the call ends.
+    /// Drives a retry by a policy of the crate `backoff`: each call gets a clone of it, reset. Where it says `None`, the call ends,
+    /// also where the error says how long to wait.
     ///
     /// The delays are taken as they come: its own jitter, no other, and no cap below a [day](MAX_CAP). Its own limit on the time in all
     /// counts by the clock it was made with.
@@ -118,6 +119,9 @@ pub trait BackoffExt<E>: Operation<Error = Error<E>> + Sized {
 impl<Op: Operation<Error = Error<E>>, E> BackoffExt<E> for Op {}
 
 /// In place of `backoff::future::retry`: the same arguments, the same result. The first attempt starts at once.
+///
+/// As in the original the delay of an [`Error::retry_after`] is slept without asking the policy, so its `max_elapsed_time` does not end a
+/// call that only gets those. ([`Retry::from_backoff`] does ask: there the policy's end is the call's.)
 ///
 /// # Errors
 ///

@@ -28,6 +28,8 @@ pub const DEFAULT_MAX_EXTRA: NonZeroU32 = NonZeroU32::MIN;
 /// Until the delay has passed it allocates nothing. What the attempts may add to the load is bounded by the
 /// [budget](Self::with_budget): an extra attempt that fails, panics or loses is spent, one that wins gives its token back.
 ///
+/// As configuration (feature `serde`): the fields are in [the table](crate#configuration).
+///
 /// ```
 /// use async_retry::{Hedge, Policy};
 /// use std::time::Duration;
@@ -95,10 +97,10 @@ impl Hedge {
     ///
     /// # Errors
     ///
-    /// A percentile that is not a number between 0 and 1.
+    /// A percentile that is not above 0 and below 1.
     pub fn at_percentile(percentile: f64, initial: Duration) -> Result<Self, ConfigError> {
         if !(percentile > 0.0 && percentile < 1.0) {
-            return Err(ConfigError::new("hedge.percentile", percentile, "a number between 0 and 1"));
+            return Err(ConfigError::new("hedge.percentile", percentile, "a number above 0 and below 1"));
         }
         Ok(Self::new(Delay::Tracked(Arc::new(Latencies::new(percentile, initial)))))
     }

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -7,10 +8,8 @@ const WINDOW: usize = 512;
 const EVERY: usize = 32;
 
 /// A percentile over the latest latencies. Recording is three atomic operations; every 32nd also sorts out the threshold.
-#[derive(Debug)]
 pub(crate) struct Latencies {
     percentile: f64,
-    #[cfg(feature = "serde")]
     initial: Duration,
     nanos: Box<[AtomicU64]>,
     recorded: AtomicUsize,
@@ -21,7 +20,6 @@ impl Latencies {
     pub(crate) fn new(percentile: f64, initial: Duration) -> Self {
         Self {
             percentile,
-            #[cfg(feature = "serde")]
             initial,
             nanos: (0..WINDOW).map(|_| AtomicU64::new(0)).collect(),
             recorded: AtomicUsize::new(0),
@@ -60,6 +58,18 @@ impl Latencies {
     }
 }
 
+impl fmt::Debug for Latencies {
+    /// Without the latencies one by one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Latencies")
+            .field("percentile", &self.percentile)
+            .field("initial", &self.initial)
+            .field("recorded", &self.recorded.load(Relaxed))
+            .field("threshold", &self.threshold())
+            .finish_non_exhaustive()
+    }
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -67,6 +77,12 @@ fn nanos(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn debug_is_a_line_and_not_the_window() {
+        let debug = format!("{:?}", Latencies::new(0.95, Duration::from_millis(7)));
+        assert_eq!(debug, "Latencies { percentile: 0.95, initial: 7ms, recorded: 0, threshold: 7ms, .. }");
+    }
 
     #[test]
     fn the_percentile_follows_the_latest() {

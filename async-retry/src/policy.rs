@@ -101,8 +101,8 @@ macro_rules! run_mut {
             let result = match $retry.attempt_timeout() {
                 None => Guarded { attempt, progress }.await.map_err(Failure::Operation),
                 Some(limit) => match (Guarded { attempt: Timed::new(attempt, limit), progress }).await {
-                    Some(result) => result.map_err(Failure::Operation),
-                    None => Err(Failure::TimedOut($retry.timed_out())),
+                    Ok(result) => result.map_err(Failure::Operation),
+                    Err(limit) => Err(Failure::TimedOut($retry.timed_out(limit))),
                 },
             };
             let verdict = past.progress.guard(|| verdict_of(&result, $classify));
@@ -119,6 +119,11 @@ macro_rules! run_mut {
 impl Retry {
     /// [`call`](Policy::call), and what happened in it: every attempt's start, outcome, own result and delay, and why there was no
     /// further one.
+    ///
+    /// A call that is dropped takes its report with it: also where a [`Timeout`](async_policy::Timeout) round it fires. With a
+    /// [time-out per attempt](Self::with_attempt_timeout) the call ends by itself when the [deadline](async_policy::Deadline) passes:
+    /// `deadline.scope(retry.call_with_report(op))` is back in time, with the report. Without one an attempt in flight is not cut, and only a
+    /// [listener](Self::with_listener) has seen what came before.
     ///
     /// ```
     /// use async_retry::{Backoff, Retry, StopReason};

@@ -18,17 +18,24 @@ pub const DEFAULT_MAX_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
 /// Starts an operation again when its outcome says that another try may work.
 ///
 /// What is tried again is the [verdict](async_policy::Verdict): `Transient` and `Throttled` outcomes and time-outs, after the
-/// backoff's delay, or the server's `retry_after` where it gave one, clamped to the cap. A refusal by an inner policy
+/// backoff's delay, or the server's hint where it gave one (below). A refusal by an inner policy
 /// (an open breaker) is waited for if it says how long and that is within the cap, plus the backoff's jitter, so that not
 /// all who were refused come back at once. One that does not say, but [may pass](async_policy::Reason::may_pass), is tried again after
 /// the backoff's delay. Any other ends the call.
+///
+/// A server's hint (`Throttled { retry_after }`) replaces the delay: exactly, without jitter, as
+/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md) has it (a server that wants its clients spread gives
+/// them different hints), but never for longer than the cap. So a hint of a minute under a cap of 20 s is tried before the server asked
+/// for it: where hints are longer, raise the cap with [`Backoff::with_cap`]. All limits hold for a hint as for any delay, and delays of your own
+/// that have come to their end end the call with a hint too.
 ///
 /// A delay that would outlast the [deadline](Deadline) or [`with_max_elapsed`](Self::with_max_elapsed) is not slept. When there is
 /// no other attempt, the call ends with the last answer the operation gave; if it never answered, with the last time-out (it may
 /// have run), and with a refusal only if no attempt was started at all. Why it stopped is in the [event](Event::GaveUp) and in the
 /// [report](Self::call_with_report).
 ///
-/// Cheap to clone. Nothing is shared between calls but the budget.
+/// Cheap to clone. Nothing is shared between calls but the budget. As configuration (feature `serde`): the fields are in
+/// [the table](crate#configuration).
 ///
 /// Compose with other policies as a tuple, `(retry, breaker).call(op)`, or with [`execute`](async_policy::Policy::execute) where the closure
 /// calls them itself: `retry.execute(|| breaker.call(op))`. In `retry.call(|| breaker.call(op))` the breaker's refusal would be wrapped as
@@ -151,7 +158,9 @@ impl Retry {
         self.extra(|extras| extras.more.max_elapsed = Some(limit))
     }
 
-    /// What one attempt may take, from its first poll; it is also the deadline of what is inside. It allocates once for each
+    /// What one attempt may take, from its first poll; it is also the deadline of what is inside. Where less is left of the
+    /// [deadline](Deadline) in force, the attempt gets that: a call whose deadline passes ends by itself, with its last answer. Zero means
+    /// "ready at the first poll or not at all" (as configuration it is refused: there it is a slip). It allocates once for each
     /// attempt; a [`Timeout`](async_policy::Timeout) inside the retry does the same without.
     #[must_use]
     pub fn with_attempt_timeout(self, limit: Duration) -> Self {
@@ -207,8 +216,8 @@ impl Retry {
 
     /// The error of an attempt that had no answer in time.
     #[cold]
-    pub(crate) fn timed_out(&self) -> TimedOut {
-        let timed_out = TimedOut::new(self.attempt_timeout().unwrap_or_default());
+    pub(crate) fn timed_out(&self, limit: Duration) -> TimedOut {
+        let timed_out = TimedOut::new(limit);
         match self.extras.as_ref().and_then(|extras| extras.watch.name.as_ref()) {
             Some(name) => timed_out.with_name(name.clone()),
             None => timed_out,

@@ -108,11 +108,16 @@ fn unused(field: &'static str, text: &Field, expected: &'static str) -> Result<(
 }
 
 #[derive(Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    rename = "Backoff",
+    expecting = "the fields of a backoff, such as {\"kind\": \"constant\"}"
+)]
 struct RawBackoff {
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", alias = "delay")]
     base: Field,
     #[serde(skip_serializing_if = "Option::is_none")]
     step: Field,
@@ -197,7 +202,12 @@ impl RawBackoff {
 }
 
 #[derive(Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    rename = "Budget",
+    expecting = "the fields of a budget, such as {\"kind\": \"aws_standard\"}"
+)]
 struct RawBudget {
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Field,
@@ -221,11 +231,12 @@ impl RawBudget {
     fn build(&self) -> Result<Budget, ConfigError> {
         let kind = self.kind.as_ref().map_or("token_bucket", |Text(kind)| kind);
         let own: &[&str] = match kind {
+            "aws_standard" => &[],
             "token_bucket" => &["budget.capacity", "budget.cost", "budget.timeout_cost"],
             "grpc_throttle" => &["budget.max_tokens", "budget.token_ratio"],
             "in_flight" => &["budget.ratio", "budget.floor"],
             _ => {
-                let expected = "token_bucket, grpc_throttle or in_flight";
+                let expected = "aws_standard, token_bucket, grpc_throttle or in_flight";
                 return Err(ConfigError::new("budget.kind", kind, expected));
             }
         };
@@ -245,7 +256,7 @@ impl RawBudget {
         const WHOLE: &str = "a whole number";
         const POSITIVE: &str = "a whole number of at least 1";
         match kind {
-            "token_bucket" => Ok(Budget::token_bucket(
+            "aws_standard" | "token_bucket" => Ok(Budget::token_bucket(
                 parsed("budget.capacity", &self.capacity, WHOLE)?.unwrap_or(AWS_CAPACITY),
                 parsed("budget.cost", &self.cost, POSITIVE)?.unwrap_or(AWS_COST),
                 parsed("budget.timeout_cost", &self.timeout_cost, POSITIVE)?.unwrap_or(AWS_TIMEOUT_COST),
@@ -292,7 +303,12 @@ impl RawBudget {
 }
 
 #[derive(Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    rename = "Retry",
+    expecting = "the fields of a retry, such as {\"max_attempts\": 5}"
+)]
 struct RawRetry {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -326,6 +342,9 @@ impl RawRetry {
             retry = retry.with_max_elapsed(limit);
         }
         if let Some(limit) = duration("attempt_timeout", &self.attempt_timeout)? {
+            if limit.is_zero() {
+                return Err(ConfigError::new("attempt_timeout", format!("{limit:?}"), "longer than zero"));
+            }
             retry = retry.with_attempt_timeout(limit);
         }
         if let Some(wait) = parsed("wait_for_refusals", &self.wait_for_refusals, "true or false")? {
@@ -371,7 +390,7 @@ impl Serialize for Backoff {
     }
 }
 
-/// `{"kind": "token_bucket", "capacity": 500, "cost": 5, "timeout_cost": 10}`, `{"kind": "grpc_throttle", "max_tokens": 10, "token_ratio":
+/// `{"kind": "aws_standard"}`, `{"kind": "token_bucket", "capacity": 500, "cost": 5, "timeout_cost": 10}`, `{"kind": "grpc_throttle", "max_tokens": 10, "token_ratio":
 /// 0.1}` or `{"kind": "in_flight", "ratio": 0.2, "floor": 3}`. Each one that is read is a budget of its own: clone it to share it.
 impl<'de> Deserialize<'de> for Budget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_policy::{Outcome, Rejection, Verdict};
 
-use crate::backoff::{Cursor, Custom, Shape};
+use crate::backoff::{Cursor, Curve, Custom, Shape};
 use crate::{After, Budget, BudgetToken};
 
 /// The shortest delay where the attempts are not limited.
@@ -170,6 +170,7 @@ impl Limits {
             return Next::Stop(StopReason::Attempts);
         }
         let delay = match hint {
+            Some(_) if self.backoff_ends(more, progress) => return Next::Stop(StopReason::Backoff),
             Some(hint) => hint.min(self.backoff.cap.get()),
             None => match self.backoff.next(
                 more.custom.as_deref(),
@@ -200,6 +201,9 @@ impl Limits {
         };
         if self.used_up(progress) {
             return Next::Stop(StopReason::Attempts);
+        }
+        if wait.is_some() && self.backoff_ends(more, progress) {
+            return Next::Stop(StopReason::Backoff);
         }
         let Progress { cursor, attempts, .. } = progress;
         let delay = match wait {
@@ -251,6 +255,13 @@ impl Limits {
         self.backoff.is_none()
             && self.max_attempts.is_some_and(|max| attempts + 1 < max.get())
             && attempts < YIELD_EVERY - 1
+    }
+
+    /// Whether delays of somebody's own have come to their end, where another word than theirs says how long to wait: that replaces a delay
+    /// of theirs, it does not add one.
+    fn backoff_ends(&self, more: &More, Progress { cursor, attempts, .. }: &mut Progress) -> bool {
+        self.backoff.curve == Curve::Custom
+            && self.backoff.next(more.custom.as_deref(), cursor, *attempts, || 0.0).is_none()
     }
 
     fn used_up(&self, progress: &Progress) -> bool {

@@ -9,11 +9,16 @@ use crate::Hedge;
 use crate::hedge::Delay;
 
 #[derive(Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    rename = "Hedge",
+    expecting = "the fields of a hedge, such as {\"delay\": \"50ms\"}"
+)]
 struct RawHedge {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", alias = "after")]
     delay: Field,
     #[serde(skip_serializing_if = "Option::is_none")]
     percentile: Field,
@@ -30,7 +35,7 @@ impl RawHedge {
         const PERIOD: &str = "a duration such as \"250ms\"";
         let delay = duration("hedge.delay", &self.delay)?;
         let initial = duration("hedge.initial", &self.initial)?;
-        let mut hedge = match parsed("hedge.percentile", &self.percentile, "a number between 0 and 1")? {
+        let mut hedge = match parsed("hedge.percentile", &self.percentile, "a number above 0 and below 1")? {
             None => {
                 unused("hedge.initial", &self.initial, "only with a percentile")?;
                 Hedge::after(required("hedge.delay", delay, PERIOD)?)

@@ -31,6 +31,27 @@ use crate::{Reported, Retry};
 /// assert_eq!(service.oneshot("http://quotes").await.unwrap(), 200);
 /// # }
 /// ```
+///
+/// Over layers that box their errors (tower's `buffer`, `timeout`) leave the box as it is: it is a [`PolicyError`] itself, and a refusal inside
+/// is found. `.map_err(Failure::Operation)` over a box would make that refusal an error of the operation: retried as a failure, and paid for.
+///
+/// ```
+/// use async_policy::{PolicyKind, Reason};
+/// use async_retry::{Failure, Rejection, Retry, RetryLayer, StopReason};
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let closed = Rejection::new(PolicyKind::ConcurrencyLimit, Reason::ShutDown);
+/// let mut service = ServiceBuilder::new()
+///     .layer(RetryLayer::new(Retry::default()))
+///     .buffer(16)
+///     .service(service_fn(move |_url: &'static str| {
+///         std::future::ready(Err::<u16, Failure<std::io::Error>>(closed.clone().into()))
+///     }));
+/// let (_, report) = service.ready().await.unwrap().call_with_report("http://quotes").await;
+/// assert_eq!(report.stopped(), Some(StopReason::Refused)); // after one attempt
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct RetryLayer<C = ByError, K = ByClone> {
     retry: Retry,

@@ -2,11 +2,11 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_policy::{PolicyKind, Reason, TimedOut};
+use async_policy::{Deadline, Policy, PolicyKind, Reason, TimedOut, Timeout};
 use async_retry::{
     AttemptOutcome, Backoff, Event, Failure, Operation, Rejection, Retry, StopReason, Verdict,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::attempts;
 
@@ -117,4 +117,36 @@ async fn each_reason_to_stop_is_told() {
     let permanent = (async || Err::<(), _>("no such thing")).classify_with(|_| Verdict::Permanent);
     let (_, report) = Retry::default().call_with_report(permanent).await;
     assert_eq!(report.stopped(), Some(StopReason::Permanent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_gets_what_is_left_of_the_deadline_and_the_report_comes_back() {
+    let retry = Retry::new(Backoff::constant(ms(50))).unwrap();
+    let count = AtomicU32::new(0);
+    let op = async || match count.fetch_add(1, Relaxed) % 2 {
+        0 => Err("down"),
+        _ => std::future::pending::<Result<(), _>>().await,
+    };
+    // The second attempt would have 200 ms and gets the 40 that are left; the last answer stands.
+    for limit in [ms(200), Duration::MAX] {
+        let retry = retry.clone().with_attempt_timeout(limit);
+        let deadline = Deadline::after(ms(90)).unwrap();
+        let (result, report) = deadline.scope(retry.call_with_report(op)).await;
+        assert_eq!(result, Err(Failure::Operation("down")));
+        assert_eq!((report.stopped(), report.elapsed()), (Some(StopReason::Deadline), ms(90)));
+        assert_eq!(report.attempts()[1].outcome(), AttemptOutcome::TimedOut);
+        let Some(Err(Failure::TimedOut(timed_out))) = report.attempts()[1].result() else { panic!("cut") };
+        assert_eq!(timed_out.limit(), ms(40));
+
+        let started = Instant::now();
+        assert_eq!((Timeout::from_millis(90), &retry).call(op).await, Err(Failure::Operation("down")));
+        let mut lent = 0;
+        let call = retry.call_mut(|| {
+            lent += 1;
+            let first = lent == 1;
+            async move { if first { Err("down") } else { std::future::pending::<Result<(), _>>().await } }
+        });
+        assert_eq!(Deadline::after(ms(90)).unwrap().scope(call).await, Err(Failure::Operation("down")));
+        assert_eq!(started.elapsed(), ms(180));
+    }
 }

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_policy::{PolicyKind, Reason, Timeout};
-use async_retry::{Backoff, Failure, Jitter, Operation, Policy, Rejection, Retry, Verdict};
+use async_retry::{Backoff, Failure, Jitter, Operation, Policy, Rejection, Retry, StopReason, Verdict};
 use tokio::time::Instant;
 
 fn attempts(n: u32) -> NonZeroU32 {
@@ -200,6 +200,34 @@ async fn delays_that_end_end_the_call_and_start_anew_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn delays_that_end_end_the_call_also_where_somebody_says_how_long_to_wait() {
+    let ms = Duration::from_millis;
+    let three = [
+        Backoff::from_delays([ms(10); 3]),
+        Backoff::from_fn(move |failed| (failed < 4).then_some(ms(10))),
+        Backoff::from_delays([ms(10); 3]).with_jitter(Jitter::Full),
+    ];
+    for backoff in three {
+        let retry = Retry::new(backoff).unwrap().with_unlimited_attempts();
+        let (started, count) = (Instant::now(), AtomicU32::new(0));
+        let op = async || {
+            count.fetch_add(1, Relaxed);
+            Err::<(), _>("busy")
+        };
+        let throttled = Verdict::Throttled { retry_after: Some(ms(5)) };
+        let (result, report) = retry.call_with_report(op.classify_with(move |_| throttled)).await;
+        assert_eq!(result, Err(Failure::Operation("busy")));
+        assert_eq!(report.stopped(), Some(StopReason::Backoff));
+        assert_eq!((count.load(Relaxed), started.elapsed()), (4, ms(15)), "the hint in place of each delay");
+
+        let open = Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen).with_retry_after(ms(5));
+        let refused = || std::future::ready(Err::<(), Failure<()>>(open.clone().into()));
+        let (_, report) = retry.execute_with_report(refused).await;
+        assert_eq!((report.attempts().len(), report.stopped()), (4, Some(StopReason::Backoff)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_closure_of_delays_that_panics_panics_for_its_caller_and_holds_nothing() {
     let budget = async_retry::Budget::in_flight(0.2, 1).unwrap();
     let retry =
@@ -241,6 +269,8 @@ async fn each_attempt_has_its_time_out() {
     let failure = retry.call(std::future::pending::<Result<(), ()>>).await.unwrap_err();
     assert!(matches!(failure, Failure::TimedOut(_)));
     assert_eq!(started.elapsed().as_millis(), 350);
+    let Failure::TimedOut(timed_out) = failure else { unreachable!() };
+    assert_eq!(timed_out.limit().as_millis(), 50);
     // And what is ready at once has all the time it needs.
     let retry = every(100).with_attempt_timeout(Duration::ZERO);
     assert_eq!(retry.call(async || Ok::<_, ()>(7)).await, Ok(7));

@@ -67,6 +67,11 @@ fn what_is_wrong_is_refused_with_the_field_and_the_value() {
             r#"{"attempt_timeout": 250}"#,
             "invalid `attempt_timeout`: 250; expected a duration such as \"250ms\"",
         ),
+        (r#"{"attempt_timeout": "0s"}"#, "invalid `attempt_timeout`: 0ns; expected longer than zero"),
+        (
+            r#"{"budget": {"kind": "aws_standard", "capacity": 9}}"#,
+            "invalid `budget.capacity`: 9; expected only with another kind of budget",
+        ),
         (
             r#"{"backoff": {"base": "1s", "cap": "50ms"}}"#,
             "invalid `backoff.cap`: 50ms; expected at least the base, 1s",
@@ -135,7 +140,7 @@ fn a_hedge_goes_in_and_out_and_is_refused_with_the_field_and_the_value() {
         ),
         (
             r#"{"percentile": 95, "initial": "50ms"}"#,
-            "invalid `hedge.percentile`: 95; expected a number between 0 and 1",
+            "invalid `hedge.percentile`: 95; expected a number above 0 and below 1",
         ),
         (r#"{"percentile": 0.9}"#, "invalid `hedge.initial`: missing; expected a duration such as \"250ms\""),
         (
@@ -154,4 +159,37 @@ fn a_hedge_goes_in_and_out_and_is_refused_with_the_field_and_the_value() {
         let error = serde_json::from_str::<Hedge>(given).unwrap_err().to_string();
         assert!(error.starts_with(message), "{given}\n{error}\n{message}");
     }
+}
+
+#[test]
+fn an_error_of_form_names_what_was_expected_and_no_private_type() {
+    let error = |text| serde_json::from_str::<Retry>(text).unwrap_err().to_string();
+    for (given, expected) in [
+        ("3", "expected the fields of a retry, such as"),
+        (r#"{"backoff": "exponential"}"#, "expected the fields of a backoff, such as"),
+        (r#"{"budget": 500}"#, "expected the fields of a budget, such as"),
+    ] {
+        let error = error(given);
+        assert!(error.contains(expected) && !error.contains("Raw"), "{error}");
+    }
+    let error = serde_json::from_str::<Hedge>("3").unwrap_err().to_string();
+    assert!(error.contains("expected the fields of a hedge, such as") && !error.contains("Raw"), "{error}");
+}
+
+#[test]
+fn other_words_for_the_same_fields_are_taken() {
+    let constant: Backoff = serde_json::from_str(r#"{"kind":"constant","delay":"2s"}"#).unwrap();
+    assert_eq!(constant, Backoff::constant(std::time::Duration::from_secs(2)));
+    let hedge: Hedge = serde_json::from_str(r#"{"after":"50ms"}"#).unwrap();
+    assert_eq!(hedge.delay(), std::time::Duration::from_millis(50));
+    let budget: Budget = serde_json::from_str(r#"{"kind":"aws_standard"}"#).unwrap();
+    let written = serde_json::to_string(&budget).unwrap();
+    assert_eq!(written, serde_json::to_string(&Budget::aws_standard()).unwrap());
+}
+
+#[test]
+fn a_listener_and_a_seed_are_not_written_down() {
+    let plain = serde_json::to_string(&Retry::default()).unwrap();
+    let heard = Retry::default().with_listener(|_| {}).with_seed(1);
+    assert_eq!(serde_json::to_string(&heard).unwrap(), plain);
 }
