@@ -47,7 +47,7 @@ async fn it_ends_with_its_policy_and_takes_any_of_them() {
 
 #[tokio::test(start_paused = true)]
 async fn it_ends_with_its_policy_also_where_the_error_says_how_long_to_wait() {
-    let retry = Retry::new(Backoff::from_backoff_with(|| Stop {})).unwrap().with_unlimited_attempts();
+    let retry = Retry::new(Backoff::from_backoff_with(|| Stop {})).unwrap().with_max_attempts(attempts(50));
     let op = async || Err::<(), _>(Error::retry_after("busy", ms(1000)));
     let started = Instant::now();
     assert!(retry.call(op.self_classified()).await.is_err());

@@ -208,7 +208,7 @@ async fn delays_that_end_end_the_call_also_where_somebody_says_how_long_to_wait(
         Backoff::from_delays([ms(10); 3]).with_jitter(Jitter::Full),
     ];
     for backoff in three {
-        let retry = Retry::new(backoff).unwrap().with_unlimited_attempts();
+        let retry = Retry::new(backoff).unwrap().with_max_attempts(attempts(50));
         let (started, count) = (Instant::now(), AtomicU32::new(0));
         let op = async || {
             count.fetch_add(1, Relaxed);
