@@ -10,6 +10,8 @@ mod keyed;
 mod policy;
 mod queue;
 mod rate;
+#[cfg(feature = "serde")]
+mod serde;
 mod sync;
 mod wake;
 

@@ -5,27 +5,10 @@ use tokio::time::Instant;
 
 /// Who may wait, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub(crate) struct Queue {
     /// Zero: nobody may.
     pub(crate) max_len: usize,
-    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub(crate) max_wait: Option<Duration>,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self::NONE
-    }
-}
-
-/// A name as configuration gives it.
-#[cfg(feature = "serde")]
-pub(crate) fn name<'de, D: serde::Deserializer<'de>>(
-    from: D,
-) -> Result<Option<async_policy::Name>, D::Error> {
-    let name: Option<String> = serde::Deserialize::deserialize(from)?;
-    Ok(name.map(Into::into))
 }
 
 impl Queue {
@@ -51,6 +34,8 @@ impl Queue {
 macro_rules! queue_and_name {
     ($who_waits:literal) => {
         #[doc = $who_waits]
+        ///
+        /// A `max_len` of zero is no queue: nobody waits, whatever `max_wait` says.
         pub fn with_queue(
             mut self,
             max_len: usize,

@@ -35,7 +35,7 @@ async fn serve() -> Result<SocketAddr> {
     let bulkhead = ConcurrencyLimit::builder(8).with_name("quotes").build()?;
     let limits = ServiceBuilder::new()
         .layer(HttpRateLimitLayer::new(per_client, by_header(CLIENT)))
-        .layer(AnswerLayer)
+        .layer(AnswerLayer::new())
         .layer(ConcurrencyLimitLayer::new(bulkhead))
         .map_err(Failure::Operation);
     let quote = async || {

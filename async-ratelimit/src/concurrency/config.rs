@@ -11,15 +11,29 @@ use crate::queue::{Queue, queue_and_name};
 /// # Default
 ///
 /// No queue: who finds no room is refused. Unnamed.
+///
+/// # Configuration
+///
+/// With the feature `serde`, from these fields; what is invalid is refused with field and value when it is read:
+///
+/// | field | value |
+/// |---|---|
+/// | `limit` | at least 1; required |
+/// | `queue` | without it nobody waits |
+/// | `queue.max_len` | how many may wait; required in a `queue` |
+/// | `queue.max_wait` | the longest wait, as `"1s 500ms"`; without it as long as it takes |
+/// | `name` | the name that refusals carry |
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(try_from = "crate::serde::RawConcurrencyLimit")
+)]
 pub struct ConcurrencyLimitBuilder {
-    limit: u32,
-    #[cfg_attr(feature = "serde", serde(default))]
-    queue: Queue,
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
-    name: Option<Name>,
+    pub(crate) limit: u32,
+    pub(crate) queue: Queue,
+    pub(crate) name: Option<Name>,
 }
 
 impl ConcurrencyLimitBuilder {

@@ -3,6 +3,7 @@ mod state;
 #[cfg(feature = "tower")]
 mod tower;
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::pin::{Pin, pin};
@@ -42,12 +43,11 @@ use state::{Joined, Turn};
 /// assert_eq!((row, limit.in_flight()), ("row", 0));
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ConcurrencyLimit {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) semaphore: Semaphore,
     pub(crate) queue: Queue,
@@ -85,9 +85,12 @@ impl ConcurrencyLimit {
 
     /// Takes a permit that counts as `weight`, if so much is free and nobody waits.
     ///
+    /// A weight of zero takes its turn as any other: it is refused while somebody waits, or while a lowered limit has more in flight than
+    /// it allows.
+    ///
     /// # Errors
     ///
-    /// [`Reason::LimitReached`]; [`Reason::ExceedsCapacity`] if `weight` is above the limit itself.
+    /// [`Reason::LimitReached`]; [`Reason::ExceedsCapacity`] if `weight` is above the limit in force.
     #[inline]
     pub fn try_acquire_many(&self, weight: u32) -> Result<Permit<'_>, Rejection> {
         let shared = &*self.shared;
@@ -130,7 +133,8 @@ impl ConcurrencyLimit {
 
     /// Takes a permit that counts as `weight`, waiting for it where the queue allows.
     ///
-    /// First come, first served: a heavy waiter is not passed by lighter ones, and those behind it wait with it.
+    /// First come, first served: a heavy waiter is not passed by lighter ones, and those behind it wait with it. A weight of zero takes
+    /// its turn as any other.
     ///
     /// # Errors
     ///
@@ -138,7 +142,8 @@ impl ConcurrencyLimit {
     /// - [`Reason::QueueFull`]: no room, neither in the queue.
     /// - [`Reason::WaitTooLong`]: the longest wait has passed.
     /// - [`Reason::DeadlineTooClose`]: the deadline that flows in from outside came first.
-    /// - [`Reason::ExceedsCapacity`]: `weight` is above the limit itself, at once or after the limit was lowered.
+    /// - [`Reason::ExceedsCapacity`]: `weight` is above the limit in force, at once or after it was lowered under a waiter. No wait helps
+    ///   then; a raised limit does.
     ///
     /// # Cancel safety
     ///
@@ -186,7 +191,8 @@ impl ConcurrencyLimit {
     /// Changes how many permits there are, at once and without losing anybody who waits.
     ///
     /// Raised, it lets waiters in. Lowered, it takes no permit away: nobody new comes in until enough have come back. A
-    /// waiter heavier than the new limit is refused when it comes to the front, unless the limit was raised again.
+    /// waiter heavier than the new limit is refused ([`Reason::ExceedsCapacity`]: more than the limit as it is then can grant) when it
+    /// comes to the front, unless the limit was raised again.
     ///
     /// # Errors
     ///
@@ -227,6 +233,22 @@ impl ConcurrencyLimit {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.shared.name.as_deref()
+    }
+}
+
+impl fmt::Debug for ConcurrencyLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+/// As the limit that it is of.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ConcurrencySnapshot { limit, in_flight, waiting } = self.snapshot();
+        let mut all = f.debug_struct("ConcurrencyLimit");
+        all.field("name", &self.name.as_deref()).field("limit", &limit);
+        all.field("in_flight", &in_flight).field("waiting", &waiting).finish()
     }
 }
 

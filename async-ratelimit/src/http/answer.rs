@@ -1,8 +1,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use async_policy::{Failure, PolicyKind, Rejection};
+use async_policy::{Failure, PolicyKind, Reason, Rejection};
 use http::{Response, StatusCode};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -19,34 +20,55 @@ use super::fields;
 /// | a time-out expires | `504 Gateway Timeout` |
 /// | the service's own error | stays the error |
 ///
-/// A refusal that knows when to come again says so in `Retry-After`: whole seconds, rounded up.
+/// A refusal that knows when to come again says so in `Retry-After`: whole seconds, rounded up. A full bulkhead does not know;
+/// [`with_retry_after`](Self::with_retry_after) says it for all that do not.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
 /// use async_ratelimit::http::AnswerLayer;
 /// use async_ratelimit::{ConcurrencyLimit, ConcurrencyLimitLayer, Failure};
 /// use http::{Request, Response};
+/// use std::time::Duration;
 /// use tower::{ServiceBuilder, ServiceExt, service_fn};
 ///
 /// let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
 /// let _full = bulkhead.try_acquire().unwrap();
 /// let service = ServiceBuilder::new()
-///     .layer(AnswerLayer)
+///     .layer(AnswerLayer::new().with_retry_after(Duration::from_secs(2)))
 ///     .layer(ConcurrencyLimitLayer::new(bulkhead.clone()))
 ///     .map_err(Failure::Operation)
 ///     .service(service_fn(async |_: Request<String>| Ok::<_, std::convert::Infallible>(Response::new(String::new()))));
 /// let Ok(answer) = service.oneshot(Request::new(String::new())).await;
 /// assert_eq!(answer.status(), 503);
+/// assert_eq!(answer.headers()["retry-after"], "2");
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AnswerLayer;
+pub struct AnswerLayer {
+    retry_after: Option<Duration>,
+}
+
+impl AnswerLayer {
+    /// Answers as above, with `Retry-After` where the refusal knows it.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { retry_after: None }
+    }
+
+    /// What refusals that do not know when to come again say in `Retry-After`: rounded up to whole seconds, at least one. Not those of
+    /// more than can be granted at all ([`Reason::ExceedsCapacity`]).
+    #[must_use]
+    pub const fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+}
 
 impl<S> Layer<S> for AnswerLayer {
     type Service = AnswerService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        AnswerService { inner, unready: None }
+        AnswerService { inner, retry_after: self.retry_after, unready: None }
     }
 }
 
@@ -54,13 +76,21 @@ impl<S> Layer<S> for AnswerLayer {
 #[derive(Debug)]
 pub struct AnswerService<S> {
     inner: S,
+    retry_after: Option<Duration>,
     /// What `poll_ready` was refused with; the call answers with it.
-    unready: Option<StatusCode>,
+    unready: Option<Refused>,
+}
+
+/// What to answer with.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    status: StatusCode,
+    retry_after: Option<Duration>,
 }
 
 impl<S: Clone> Clone for AnswerService<S> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), unready: None }
+        Self { inner: self.inner.clone(), retry_after: self.retry_after, unready: None }
     }
 }
 
@@ -77,32 +107,43 @@ where
         match ready!(self.inner.poll_ready(cx)) {
             Ok(()) => {}
             Err(Failure::Operation(error)) => return Poll::Ready(Err(error)),
-            Err(Failure::Rejected(rejection)) => self.unready = Some(status(&rejection)),
-            Err(Failure::TimedOut(_)) => self.unready = Some(StatusCode::GATEWAY_TIMEOUT),
+            Err(Failure::Rejected(rejection)) => {
+                self.unready = Some(Refused::new(&rejection, self.retry_after));
+            }
+            Err(Failure::TimedOut(_)) => self.unready = Some(Refused::TIMED_OUT),
         }
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: R) -> Self::Future {
         let state = match self.unready.take() {
-            Some(status) => State::Unready { status },
-            None => State::Running { future: self.inner.call(request) },
+            Some(refused) => State::Unready { refused },
+            None => State::Running { future: self.inner.call(request), retry_after: self.retry_after },
         };
         AnswerFuture { state }
     }
 }
 
-fn status(rejection: &Rejection) -> StatusCode {
-    match rejection.policy() {
-        PolicyKind::RateLimit => StatusCode::TOO_MANY_REQUESTS,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    }
-}
+impl Refused {
+    const TIMED_OUT: Self = Self { status: StatusCode::GATEWAY_TIMEOUT, retry_after: None };
 
-fn answer<C: Default>(status: StatusCode) -> Response<C> {
-    let mut response = Response::new(C::default());
-    *response.status_mut() = status;
-    response
+    fn new(rejection: &Rejection, otherwise: Option<Duration>) -> Self {
+        let status = match rejection.policy() {
+            PolicyKind::RateLimit => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let otherwise = otherwise.filter(|_| rejection.reason() != Reason::ExceedsCapacity);
+        Self { status, retry_after: rejection.retry_after().or(otherwise) }
+    }
+
+    fn answer<C: Default>(self) -> Response<C> {
+        let mut response = Response::new(C::default());
+        *response.status_mut() = self.status;
+        if let Some(wait) = self.retry_after {
+            fields::retry_after(response.headers_mut(), wait);
+        }
+        response
+    }
 }
 
 pin_project! {
@@ -119,8 +160,8 @@ pin_project! {
     #[project = StateProj]
     #[derive(Debug)]
     enum State<F> {
-        Running { #[pin] future: F },
-        Unready { status: StatusCode },
+        Running { #[pin] future: F, retry_after: Option<Duration> },
+        Unready { refused: Refused },
     }
 }
 
@@ -132,21 +173,15 @@ where
     type Output = Result<Response<C>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = match self.project().state.project() {
-            StateProj::Running { future } => ready!(future.poll(cx)),
-            StateProj::Unready { status } => return Poll::Ready(Ok(answer(*status))),
+        let (result, retry_after) = match self.project().state.project() {
+            StateProj::Running { future, retry_after } => (ready!(future.poll(cx)), *retry_after),
+            StateProj::Unready { refused } => return Poll::Ready(Ok(refused.answer())),
         };
         Poll::Ready(match result {
             Ok(response) => Ok(response),
             Err(Failure::Operation(error)) => Err(error),
-            Err(Failure::TimedOut(_)) => Ok(answer(StatusCode::GATEWAY_TIMEOUT)),
-            Err(Failure::Rejected(rejection)) => {
-                let mut response = answer(status(&rejection));
-                if let Some(wait) = rejection.retry_after() {
-                    fields::retry_after(response.headers_mut(), wait);
-                }
-                Ok(response)
-            }
+            Err(Failure::TimedOut(_)) => Ok(Refused::TIMED_OUT.answer()),
+            Err(Failure::Rejected(rejection)) => Ok(Refused::new(&rejection, retry_after).answer()),
         })
     }
 }

@@ -20,7 +20,8 @@ pub struct RequestKey(u64);
 /// A rate limit per client, in front of an HTTP service: as a layer of axum, or of any tower service that takes [`http`] requests.
 ///
 /// Who is above the limit gets `429 Too Many Requests` with `Retry-After` in whole seconds, rounded up. Every answer carries the
-/// fields `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10, under the limit's name.
+/// fields `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10, under the limit's name (`default` without one). What such
+/// a field cannot carry, which is quotes, backslashes and all but printable ASCII, is left out of the name.
 ///
 /// The limit is asked in `call` and never waits: a server that lets its clients wait holds their connections. Requests whose client
 /// cannot be told share one limit.

@@ -6,8 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
 
 use super::DEFAULT_MAX_KEYS;
-#[cfg(feature = "serde")]
-use super::default_max_keys;
 use super::shards::{ByHash, Shards};
 use crate::concurrency::{ConcurrencySnapshot, Semaphore, Shared as One, check_limit};
 use crate::event::{Event, emit};
@@ -17,7 +15,11 @@ use crate::wake::wake_all;
 /// A [`ConcurrencyLimit`](crate::ConcurrencyLimit) for each key: each client, tenant, host.
 ///
 /// A key is kept while it has operations in flight or waiting, and evicted with the last of them. Only a hash of it is kept,
-/// under a random seed. With [`max_keys`](KeyedConcurrencyLimitBuilder::with_max_keys) of them busy, further keys are refused.
+/// under a random seed. With [`max_keys`](KeyedConcurrencyLimitBuilder::with_max_keys) of them busy, further keys are refused
+/// ([`Reason::TooManyKeys`]), though they themselves have nothing in flight.
+///
+/// Room is kept per shard, of which there are at least 64, each with a margin: at least `max_keys` keys may be busy, some more where it is
+/// large, and where it is small many more (1 admits some hundreds).
 ///
 /// ```
 /// use async_ratelimit::KeyedConcurrencyLimit;
@@ -34,7 +36,6 @@ pub struct KeyedConcurrencyLimit<K: ?Sized> {
     key: PhantomData<fn(&K)>,
 }
 
-#[derive(Debug)]
 struct Shared {
     shards: Shards<Shard>,
     /// Held while the limit is changed in one shard after the other, so that the last change is the last for every key.
@@ -63,23 +64,41 @@ struct Busy {
 /// # Default
 ///
 /// 100,000 busy keys. No queue: who finds no room is refused. Unnamed.
+///
+/// # Configuration
+///
+/// With the feature `serde`, from these fields; what is invalid is refused with field and value when it is read:
+///
+/// | field | value |
+/// |---|---|
+/// | `limit` | at least 1; required |
+/// | `max_keys` | without it 100,000 |
+/// | `queue` | without it nobody waits |
+/// | `queue.max_len` | how many may wait; required in a `queue` |
+/// | `queue.max_wait` | the longest wait, as `"1s 500ms"`; without it as long as it takes |
+/// | `name` | the name that refusals carry |
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields, bound = ""))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(try_from = "crate::serde::RawKeyedConcurrencyLimit", bound = "")
+)]
 pub struct KeyedConcurrencyLimitBuilder<K: ?Sized> {
     limit: u32,
-    #[cfg_attr(feature = "serde", serde(default))]
     queue: Queue,
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
     name: Option<Name>,
-    #[cfg_attr(feature = "serde", serde(default = "default_max_keys"))]
     max_keys: usize,
-    #[cfg_attr(feature = "serde", serde(skip))]
     key: PhantomData<fn(&K)>,
 }
 
 impl<K: ?Sized> KeyedConcurrencyLimitBuilder<K> {
-    /// How many keys may be busy at least before further ones are refused; it bounds the memory.
+    pub(crate) const fn of(limit: u32, queue: Queue, name: Option<Name>, max_keys: usize) -> Self {
+        Self { limit, queue, name, max_keys, key: PhantomData }
+    }
+
+    /// How many keys may be busy at least before further ones are refused; it bounds the memory. It binds coarsely: see
+    /// [`KeyedConcurrencyLimit`].
     pub const fn with_max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = max_keys;
         self
@@ -107,13 +126,7 @@ impl<K: ?Sized> KeyedConcurrencyLimitBuilder<K> {
 impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
     /// Begins a limit of `limit` operations in flight for each key.
     pub const fn builder(limit: u32) -> KeyedConcurrencyLimitBuilder<K> {
-        KeyedConcurrencyLimitBuilder {
-            limit,
-            queue: Queue::NONE,
-            name: None,
-            max_keys: DEFAULT_MAX_KEYS,
-            key: PhantomData,
-        }
+        KeyedConcurrencyLimitBuilder::of(limit, Queue::NONE, None, DEFAULT_MAX_KEYS)
     }
 
     /// The limit of one key: a policy of its own.
@@ -125,7 +138,7 @@ impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
     ///
     /// # Errors
     ///
-    /// As [`ConcurrencyLimit::try_acquire`](crate::ConcurrencyLimit::try_acquire), and [`Reason::LimitReached`] where as many
+    /// As [`ConcurrencyLimit::try_acquire`](crate::ConcurrencyLimit::try_acquire), and [`Reason::TooManyKeys`] where as many
     /// keys are busy as may be.
     pub fn try_acquire(&self, key: &K) -> Result<KeyedPermit, Rejection> {
         self.key(key).try_acquire_many(1)
@@ -135,7 +148,7 @@ impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
     ///
     /// # Errors
     ///
-    /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many), and [`Reason::LimitReached`] where as many
+    /// As [`ConcurrencyLimit::acquire_many`](crate::ConcurrencyLimit::acquire_many), and [`Reason::TooManyKeys`] where as many
     /// keys are busy as may be.
     ///
     /// # Cancel safety
@@ -190,6 +203,13 @@ impl<K: Hash + ?Sized> KeyedConcurrencyLimit<K> {
     }
 }
 
+/// As the limit that it is of.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyedConcurrencyLimit").field("name", &self.name.as_deref()).finish_non_exhaustive()
+    }
+}
+
 impl<K: ?Sized> Clone for KeyedConcurrencyLimit<K> {
     fn clone(&self) -> Self {
         Self { shared: Arc::clone(&self.shared), key: PhantomData }
@@ -198,7 +218,7 @@ impl<K: ?Sized> Clone for KeyedConcurrencyLimit<K> {
 
 impl<K: ?Sized> fmt::Debug for KeyedConcurrencyLimit<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyedConcurrencyLimit").field("name", &self.shared.name).finish_non_exhaustive()
+        self.shared.fmt(f)
     }
 }
 
@@ -216,7 +236,7 @@ impl ConcurrencyLimitKey<'_> {
         let Shard { limit, room, busy } = &mut *shard;
         if busy.len() >= *room && !busy.contains_key(&self.hash) {
             drop(shard);
-            return Err(One::rejection(self.shared.name.as_ref(), Reason::LimitReached));
+            return Err(One::rejection(self.shared.name.as_ref(), Reason::TooManyKeys));
         }
         let busy = busy.entry(self.hash).or_insert_with(|| {
             let (queue, name) = (self.shared.queue, self.shared.name.clone());

@@ -7,10 +7,8 @@ pub use concurrency::{
 };
 pub use rate::{KeyedRateLimit, KeyedRateLimitBuilder, RateLimitKey};
 
+#[cfg(feature = "serde")]
+pub(crate) use shards::check_max_keys;
+
 /// How many keys a keyed limit keeps unless configured.
 pub const DEFAULT_MAX_KEYS: usize = 100_000;
-
-#[cfg(feature = "serde")]
-const fn default_max_keys() -> usize {
-    DEFAULT_MAX_KEYS
-}

@@ -8,8 +8,6 @@ use std::time::Duration;
 use async_policy::{ConfigError, Name, PolicyKind, Reason, Rejection};
 
 use super::DEFAULT_MAX_KEYS;
-#[cfg(feature = "serde")]
-use super::default_max_keys;
 use super::shards::{ByHash, Shards};
 use crate::event::{Event, emit};
 use crate::queue::{Queue, queue_and_name};
@@ -32,7 +30,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 ///
 /// A key whose burst is full again is as good as unknown, and evicted within ten seconds while new keys come. With more busy keys than `max_keys`, the
 /// busy ones that have used least are forgotten first, and begin again with a full burst. Keys that somebody waits for are never
-/// forgotten: with seven eighths of the room taken by them nobody can wait for a further key (`QueueFull`).
+/// forgotten: with seven eighths of the room taken by them nobody can wait for a further key ([`Reason::TooManyKeys`]).
+///
+/// Room is kept per shard, of which there are at least 64, each with a margin: a small `max_keys` binds coarsely (1 keeps some hundreds
+/// of keys).
 ///
 /// ```
 /// use async_ratelimit::{KeyedRateLimit, Quota};
@@ -47,7 +48,6 @@ pub struct KeyedRateLimit<K: ?Sized> {
     key: PhantomData<fn(&K)>,
 }
 
-#[derive(Debug)]
 struct Shared {
     watch: Watch,
     shards: Shards<Shard>,
@@ -76,23 +76,43 @@ struct Shard {
 /// # Default
 ///
 /// 100,000 keys. No queue: who finds no cell is refused. Unnamed.
+///
+/// # Configuration
+///
+/// With the feature `serde`, from these fields; what is invalid is refused with field and value when it is read:
+///
+/// | field | value |
+/// |---|---|
+/// | `quota.cells` | cells per period; required |
+/// | `quota.period` | as `"1s"`; required |
+/// | `quota.burst` | cells at once after a pause; without it as many as `cells` |
+/// | `max_keys` | without it 100,000 |
+/// | `queue` | without it nobody waits |
+/// | `queue.max_len` | how many may wait; required in a `queue` |
+/// | `queue.max_wait` | the longest wait, as `"1s 500ms"`; without it as long as it takes |
+/// | `name` | the name that refusals carry |
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields, bound = ""))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(try_from = "crate::serde::RawKeyedRateLimit", bound = "")
+)]
 pub struct KeyedRateLimitBuilder<K: ?Sized> {
     quota: Quota,
-    #[cfg_attr(feature = "serde", serde(default))]
     queue: Queue,
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
     name: Option<Name>,
-    #[cfg_attr(feature = "serde", serde(default = "default_max_keys"))]
     max_keys: usize,
-    #[cfg_attr(feature = "serde", serde(skip))]
     key: PhantomData<fn(&K)>,
 }
 
 impl<K: ?Sized> KeyedRateLimitBuilder<K> {
-    /// How many busy keys are kept at least before any is forgotten; it bounds the memory.
+    pub(crate) const fn of(quota: Quota, queue: Queue, name: Option<Name>, max_keys: usize) -> Self {
+        Self { quota, queue, name, max_keys, key: PhantomData }
+    }
+
+    /// How many busy keys are kept at least before any is forgotten; it bounds the memory. Some more may be kept, and of a small number
+    /// many more: see [Memory](KeyedRateLimit#memory).
     pub const fn with_max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = max_keys;
         self
@@ -122,6 +142,14 @@ impl<K: ?Sized> KeyedRateLimitBuilder<K> {
         warn_if_too_fine(quota, queue, name.as_ref());
         let shared = Shared { watch: Watch::new(), shards, quota: Mutex::new(quota), queue, name };
         Ok(KeyedRateLimit { shared: Arc::new(shared), key: PhantomData })
+    }
+}
+
+/// As the limit that it is of.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut limit = f.debug_struct("KeyedRateLimit");
+        limit.field("name", &self.name.as_deref()).field("quota", &*self.quota()).finish_non_exhaustive()
     }
 }
 
@@ -216,13 +244,7 @@ impl Shard {
 impl<K: Hash + ?Sized> KeyedRateLimit<K> {
     /// Begins a limit of `quota` for each key.
     pub const fn builder(quota: Quota) -> KeyedRateLimitBuilder<K> {
-        KeyedRateLimitBuilder {
-            quota,
-            queue: Queue::NONE,
-            name: None,
-            max_keys: DEFAULT_MAX_KEYS,
-            key: PhantomData,
-        }
+        KeyedRateLimitBuilder::of(quota, Queue::NONE, None, DEFAULT_MAX_KEYS)
     }
 
     /// The limit of one key: a policy of its own.
@@ -243,7 +265,8 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
     ///
     /// # Errors
     ///
-    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many), and [`Reason::TooManyKeys`] where as many keys are waited for as
+    /// may be.
     ///
     /// # Cancel safety
     ///
@@ -253,7 +276,8 @@ impl<K: Hash + ?Sized> KeyedRateLimit<K> {
         key.acquire_many(1).await
     }
 
-    /// Changes the quota of every key at once, without losing anybody who waits. Cells already used stay used, up to a full burst.
+    /// Changes the quota of every key at once, without losing anybody who waits. Cells already used stay used, up to a full burst. The
+    /// burst changes with it: see [`RateLimit::set_quota`](crate::RateLimit::set_quota).
     ///
     /// Costs time in proportion to the keys, one shard after the other.
     ///
@@ -327,7 +351,7 @@ impl<K: ?Sized> Clone for KeyedRateLimit<K> {
 
 impl<K: ?Sized> fmt::Debug for KeyedRateLimit<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyedRateLimit").field("name", &self.shared.name).finish_non_exhaustive()
+        self.shared.fmt(f)
     }
 }
 
@@ -370,7 +394,8 @@ impl RateLimitKey<'_> {
     ///
     /// # Errors
     ///
-    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many), and [`Reason::TooManyKeys`] where as many keys are waited for as
+    /// may be.
     ///
     /// # Cancel safety
     ///
@@ -383,7 +408,8 @@ impl RateLimitKey<'_> {
     ///
     /// # Errors
     ///
-    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many).
+    /// As [`RateLimit::acquire_many`](crate::RateLimit::acquire_many), and [`Reason::TooManyKeys`] where as many keys are waited for as
+    /// may be.
     ///
     /// # Cancel safety
     ///

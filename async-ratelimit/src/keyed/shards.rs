@@ -30,6 +30,13 @@ const MOST_SHARDS: usize = 1024;
 /// So many keys a shard makes the spread between shards small, and what is done under one lock short.
 const KEYS_PER_SHARD: usize = 8192;
 
+pub(crate) fn check_max_keys(max_keys: usize) -> Result<(), ConfigError> {
+    if !(1..=1 << 32).contains(&max_keys) {
+        return Err(ConfigError::new("max_keys", max_keys, "1 to 2^32"));
+    }
+    Ok(())
+}
+
 /// State by key behind many locks. Keys themselves are not kept, only their hashes under a random seed: a key of any length
 /// costs the same memory, and nobody outside can find two that collide.
 #[derive(Debug)]
@@ -41,9 +48,7 @@ pub(super) struct Shards<S> {
 impl<S> Shards<S> {
     /// Room for `max_keys` in all; `make` is told how many a shard has to hold.
     pub(super) fn new(max_keys: usize, make: impl Fn(usize) -> S) -> Result<Self, ConfigError> {
-        if !(1..=1 << 32).contains(&max_keys) {
-            return Err(ConfigError::new("max_keys", max_keys, "1 to 2^32"));
-        }
+        check_max_keys(max_keys)?;
         let count = (max_keys / KEYS_PER_SHARD).next_power_of_two().clamp(LEAST_SHARDS, MOST_SHARDS);
         let mean = max_keys.div_ceil(count);
         // Hashes spread like a Poisson process: six deviations above the mean no shard is ever full before the whole is.

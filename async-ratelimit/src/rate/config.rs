@@ -13,15 +13,27 @@ use crate::queue::{Queue, queue_and_name};
 /// # Default
 ///
 /// No queue: who finds no cell is refused. Unnamed.
+///
+/// # Configuration
+///
+/// With the feature `serde`, from these fields; what is invalid is refused with field and value when it is read:
+///
+/// | field | value |
+/// |---|---|
+/// | `quota.cells` | cells per period; required |
+/// | `quota.period` | as `"1s"`; required |
+/// | `quota.burst` | cells at once after a pause; without it as many as `cells` |
+/// | `queue` | without it nobody waits |
+/// | `queue.max_len` | how many may wait; required in a `queue` |
+/// | `queue.max_wait` | the longest wait, as `"1s 500ms"`; without it as long as it takes |
+/// | `name` | the name that refusals carry |
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(try_from = "crate::serde::RawRateLimit"))]
 pub struct RateLimitBuilder {
-    quota: Quota,
-    #[cfg_attr(feature = "serde", serde(default))]
-    queue: Queue,
-    #[cfg_attr(feature = "serde", serde(default, deserialize_with = "crate::queue::name"))]
-    name: Option<Name>,
+    pub(crate) quota: Quota,
+    pub(crate) queue: Queue,
+    pub(crate) name: Option<Name>,
 }
 
 impl RateLimitBuilder {

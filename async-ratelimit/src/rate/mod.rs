@@ -8,6 +8,7 @@ mod quota;
 mod tower;
 mod wait;
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,12 +48,11 @@ pub(crate) use wait::{Desk, acquire};
 /// let refused = limit.try_acquire().unwrap_err();
 /// assert!(refused.retry_after().unwrap() <= Duration::from_millis(100));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RateLimit {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     watch: Watch,
     counter: Counter,
@@ -97,7 +97,8 @@ impl RateLimit {
         self.try_acquire_many(1)
     }
 
-    /// Takes `n` cells, if there are so many and nobody waits; else none. Zero cells are always granted.
+    /// Takes `n` cells, if there are so many and nobody waits; else none. Zero cells are always granted, past a queue too (a
+    /// concurrency limit's weight of zero takes its turn).
     ///
     /// # Errors
     ///
@@ -122,7 +123,7 @@ impl RateLimit {
         self.acquire_many(1).await
     }
 
-    /// Takes `n` cells, waiting for them where the queue allows. Zero cells are always granted.
+    /// Takes `n` cells, waiting for them where the queue allows. Zero cells are always granted, past a queue too.
     ///
     /// First come, first served: who waits for many cells is not passed by who wants few. A wait is estimated when it begins, from the
     /// queue ahead, and refused at once if it is too long. Where it takes longer than that, because the quota was made slower or
@@ -139,7 +140,8 @@ impl RateLimit {
     /// - [`Reason::WaitTooLong`]: its turn would come after the longest wait, or has not come in it.
     /// - [`Reason::DeadlineTooClose`]: its turn would come after the deadline that flows in from outside, or has not come
     ///   before it.
-    /// - [`Reason::ExceedsCapacity`]: `n` is above the burst, at once or after the quota was changed.
+    /// - [`Reason::ExceedsCapacity`]: `n` is above the burst in force, at once or after the quota was changed under a waiter. No wait
+    ///   helps then; a quota with a larger burst does.
     ///
     /// # Cancel safety
     ///
@@ -151,7 +153,9 @@ impl RateLimit {
 
     /// Changes the quota at once, without losing anybody who waits. Cells already used stay used, up to a full burst.
     ///
-    /// A waiter that wants more than the new burst is refused. Costs time in proportion to those who wait.
+    /// The burst changes with it: a quota without one of its own ([`Quota::with_burst`]) has as many as its cells, so
+    /// `per_second(500)` in place of `per_second(50)` also lets 500 start at once. A waiter that wants more than the new burst is refused
+    /// with [`Reason::ExceedsCapacity`], which speaks of the quota in force then. Costs time in proportion to those who wait.
     ///
     /// # Errors
     ///
@@ -168,8 +172,7 @@ impl RateLimit {
     /// What it looks like now.
     #[must_use]
     pub fn snapshot(&self) -> RateSnapshot {
-        let quota = self.shared.quota();
-        self.shared.at_line(|line, cells| snapshot(*quota, line, cells))
+        self.shared.snapshot()
     }
 
     /// The name that refusals carry.
@@ -210,7 +213,28 @@ pub(crate) fn warn_if_too_fine(quota: Quota, queue: Queue, name: Option<&Name>) 
     }
 }
 
+impl fmt::Debug for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+/// As the limit that it is of.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RateSnapshot { quota, available, waiting, .. } = self.snapshot();
+        let mut limit = f.debug_struct("RateLimit");
+        limit.field("name", &self.name.as_deref()).field("quota", &quota);
+        limit.field("available", &available).field("waiting", &waiting).finish_non_exhaustive()
+    }
+}
+
 impl Shared {
+    fn snapshot(&self) -> RateSnapshot {
+        let quota = self.quota();
+        self.at_line(|line, cells| snapshot(*quota, line, cells))
+    }
+
     fn quota(&self) -> MutexGuard<'_, Quota> {
         self.quota.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -16,7 +16,12 @@ pub const LONGEST_BURST: Duration = Duration::from_secs(10 * 365 * 86_400);
 ///
 /// # Default
 ///
-/// The burst is the number of cells per period.
+/// The burst is the number of cells per period: `per_second(50)` lets 50 start at once after a pause, and so up to 100 within one second.
+/// Another number of cells is another default burst; name the burst where it must not change with the rate.
+///
+/// # Configuration
+///
+/// With the feature `serde`: `cells` (at least 1), `period` (such as `"1s"`) and, if it is not to be as many as `cells`, `burst`.
 ///
 /// # Waiting and small bursts
 ///
@@ -38,19 +43,22 @@ pub const LONGEST_BURST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a quota does nothing by itself"]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "crate::serde::RawQuota")
+)]
 pub struct Quota {
     cells: u32,
-    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
+    #[cfg_attr(feature = "serde", serde(serialize_with = "humantime_serde::serialize"))]
     period: Duration,
-    #[cfg_attr(feature = "serde", serde(default))]
-    burst: Option<u32>,
+    burst: u32,
 }
 
 impl Quota {
-    /// `cells` per `period`. What makes no sense is refused by the limit that is built with it.
+    /// `cells` per `period`, and as many at once after a pause unless [`with_burst`](Self::with_burst) says otherwise. What makes no sense is refused by the limit that is built with it.
     pub const fn new(cells: u32, period: Duration) -> Self {
-        Self { cells, period, burst: None }
+        Self { cells, period, burst: cells }
     }
 
     /// `cells` per second.
@@ -68,9 +76,11 @@ impl Quota {
         Self::new(cells, Duration::from_secs(3600))
     }
 
-    /// How many cells may be taken at once after a pause.
+    /// How many cells may be taken at once after a pause; without it, as many as [`cells`](Self::cells).
+    ///
+    /// Where callers wait in a queue use at least 2, and at least `rate * 1 ms`: see "Waiting and small bursts" above.
     pub const fn with_burst(mut self, burst: u32) -> Self {
-        self.burst = Some(burst);
+        self.burst = burst;
         self
     }
 
@@ -89,10 +99,7 @@ impl Quota {
     /// How many cells may be taken at once after a pause.
     #[must_use]
     pub const fn burst(&self) -> u32 {
-        match self.burst {
-            Some(burst) => burst,
-            None => self.cells,
-        }
+        self.burst
     }
 
     /// The time in which one cell comes back: the period divided by the cells, rounded up to a nanosecond, so that the rate
@@ -150,7 +157,7 @@ impl Quota {
             return Ok(burst);
         }
         // Named is what was set.
-        if self.burst.is_some() && fits(Some(interval)) {
+        if self.burst != self.cells && fits(Some(interval)) {
             let value = format!("{burst} cells of {interval:?} each");
             return Err(ConfigError::new(
                 "quota.burst",

@@ -68,7 +68,16 @@ struct Place {
     key: Key,
     since: Option<Instant>,
     /// When it has waited long enough, and what to call it then. Its turn is earlier, unless those before it dawdle.
-    patience: Option<(u64, Reason)>,
+    patience: Option<Patience>,
+}
+
+/// The end of a wait by the engine's clock and by tokio's, of which the earlier counts. They differ only where a test has paused tokio's and
+/// the engine does not read it: a wait would then never be too long by the engine's.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    end: u64,
+    at: Instant,
+    reason: Reason,
 }
 
 /// What a ticket has come to.
@@ -85,13 +94,14 @@ impl<D: Desk> Wait<D> {
     }
 }
 
-/// The instant, on the engine's clock, at which a waiter who has come `now` has waited long enough.
-fn patience(queue: Queue, now: u64) -> Option<(u64, Reason)> {
+/// When a waiter who has come `now`, on the engine's clock, has waited long enough.
+fn patience(queue: Queue, now: u64) -> Option<Patience> {
     let (at, reason) = queue.patience()?;
     // Who is to wait exactly as long as it may is woken at the next tick.
     let slack = if reason == Reason::WaitTooLong { TICK } else { Duration::ZERO };
     let wait = at.saturating_duration_since(Instant::now()).saturating_add(slack);
-    Some((now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)), reason))
+    let end = now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+    Some(Patience { end, at: at.checked_add(slack).unwrap_or(at), reason })
 }
 
 impl<D: Desk> Ticket<D> {
@@ -120,10 +130,10 @@ impl<D: Desk> Ticket<D> {
             },
         };
         let until = match (place.patience, until) {
-            (Some((end, reason)), _) if end <= now => {
-                return Step::Done(Err(self.give_up(place.key, reason)));
+            (Some(patience), _) if patience.end <= now || patience.at <= Instant::now() => {
+                return Step::Done(Err(self.give_up(place.key, patience.reason)));
             }
-            (Some((end, _)), until) => Some(until.map_or(end, |until| until.min(end))),
+            (Some(Patience { end, .. }), until) => Some(until.map_or(end, |until| until.min(end))),
             (None, until) => until,
         };
         Step::Waits(until.map(|until| (until, Duration::from_nanos(until.saturating_sub(now)))))
@@ -137,7 +147,7 @@ impl<D: Desk> Ticket<D> {
         let crowded = queue.max_len > 0 && self.desk.is_crowded();
         self.desk.at_line(|line, cells| {
             if crowded && line.is_empty() {
-                return Err(refuse(Reason::QueueFull, self.n, 0, cells));
+                return Err(refuse(Reason::TooManyKeys, self.n, 0, cells));
             }
             line.join(self.n, queue, Deadline::fits, &mut waker, cells).map(|joined| (joined, cells.now))
         })
@@ -218,5 +228,70 @@ impl<D: Desk> Future for Wait<D> {
                 _ => return Poll::Pending,
             }
         }
+    }
+}
+
+#[cfg(all(test, not(family_loom)))]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::super::engine::Engine;
+    use super::*;
+    use crate::Quota;
+
+    /// A limit of one cell, which is taken, whose own clock stands still.
+    struct Still {
+        all: RefCell<(Line, Cells)>,
+        queue: Queue,
+    }
+
+    impl Still {
+        fn new(max_wait: Option<Duration>) -> Self {
+            let engine = Engine::new(Quota::per_second(10).with_burst(1)).unwrap();
+            let mut cells = Cells { engine, arrival: 0, now: 0 };
+            assert!(cells.take(1));
+            Self { all: RefCell::new((Line::new(), cells)), queue: Queue { max_len: 10, max_wait } }
+        }
+    }
+
+    impl Desk for &Still {
+        fn take_now(&self, _: u32) -> bool {
+            false
+        }
+
+        fn try_now(&self, _: u32) -> Result<(), Rejection> {
+            unreachable!("there is a queue")
+        }
+
+        fn at_line<R>(&self, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R {
+            let (line, cells) = &mut *self.all.borrow_mut();
+            work(line, cells)
+        }
+
+        fn queue(&self) -> Queue {
+            self.queue
+        }
+
+        fn name(&self) -> Option<&Name> {
+            None
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_by_tokios_clock_where_the_engines_does_not_move() {
+        let (limit, start) = (Still::new(Some(Duration::from_secs(1))), Instant::now());
+        let refused = acquire(&limit, 1).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::WaitTooLong);
+        assert!(start.elapsed() < Duration::from_millis(1_200));
+        assert!(limit.all.borrow().0.is_empty());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_holds_by_tokios_clock_where_the_engines_does_not_move() {
+        let (limit, start) = (Still::new(None), Instant::now());
+        let deadline = Deadline::after(Duration::from_millis(500)).unwrap();
+        let refused = deadline.scope(acquire(&limit, 1)).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::DeadlineTooClose);
+        assert!(start.elapsed() < Duration::from_millis(700));
+        assert!(limit.all.borrow().0.is_empty());
     }
 }

@@ -308,3 +308,30 @@ async fn an_owned_permit_for_many_is_given_up_at_every_await_too() {
     .await;
     assert_eq!(points, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn limits_and_permits_show_name_limit_and_use_and_not_the_queue() {
+    let limit = ConcurrencyLimit::builder(3).with_name("db").with_queue(5, None).build().unwrap();
+    let permit = limit.try_acquire_many(2).unwrap();
+    let shown = r#"ConcurrencyLimit { name: Some("db"), limit: 3, in_flight: 2, waiting: 0 }"#;
+    assert_eq!(format!("{limit:?}"), shown);
+    assert_eq!(format!("{permit:?}"), format!("Permit {{ shared: {shown}, weight: 2 }}"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_of_nobody_is_no_queue() {
+    let limit = ConcurrencyLimit::builder(1).with_queue(0, ms(5_000)).build().unwrap();
+    let _held = limit.acquire().await.unwrap();
+    assert_eq!(reason(limit.acquire().await), Reason::LimitReached);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_weight_of_zero_takes_its_turn() {
+    let limit = ConcurrencyLimit::builder(2).with_queue(5, None).build().unwrap();
+    let held = limit.try_acquire_many(2).unwrap();
+    drop(limit.try_acquire_many(0).unwrap());
+    limit.set_limit(1).unwrap();
+    assert_eq!(reason(limit.try_acquire_many(0)), Reason::LimitReached);
+    drop(held);
+    drop(limit.acquire_many(0).await.unwrap());
+}

@@ -120,7 +120,7 @@ async fn a_full_bulkhead_answers_503_a_timeout_504_and_a_rate_limit_429() {
     let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
     let rate = RateLimit::builder(Quota::per_minute(30).with_burst(2)).build().unwrap();
     let service = ServiceBuilder::new()
-        .layer(AnswerLayer)
+        .layer(AnswerLayer::new())
         .layer(RateLimitLayer::new(rate))
         .layer(ConcurrencyLimitLayer::new(bulkhead.clone()))
         .layer(TimeoutLayer::new(Timeout::from_millis(100)))
@@ -134,7 +134,8 @@ async fn a_full_bulkhead_answers_503_a_timeout_504_and_a_rate_limit_429() {
     assert_eq!((full.status(), field(&full, "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, None));
     drop(held);
     let slow = Request::builder().uri("/slow").body(String::new()).unwrap();
-    assert_eq!(ask(&service, slow).await.status(), StatusCode::GATEWAY_TIMEOUT);
+    let slow = ask(&service, slow).await;
+    assert_eq!((slow.status(), field(&slow, "retry-after")), (StatusCode::GATEWAY_TIMEOUT, None));
     let refused = ask(&service, with_key("x")).await;
     assert_eq!(
         (refused.status(), field(&refused, "retry-after")),
@@ -151,7 +152,7 @@ async fn a_429_leaves_nothing_reserved_behind_it() {
     let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
     let mut service = ServiceBuilder::new()
         .layer(HttpRateLimitLayer::new(per_client, by_header(API_KEY)))
-        .layer(AnswerLayer)
+        .layer(AnswerLayer::new())
         .layer(ConcurrencyLimitLayer::new(bulkhead.clone()))
         .map_err(Failure::Operation)
         .service(service_fn(hello));
@@ -159,4 +160,47 @@ async fn a_429_leaves_nothing_reserved_behind_it() {
     assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 200);
     assert_eq!(service.ready().await.unwrap().call(request()).await.unwrap().status(), 429);
     assert_eq!(bulkhead.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_know_when_to_come_again_says_what_is_configured() {
+    let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
+    let rate = RateLimit::builder(Quota::per_minute(1)).build().unwrap();
+    let service = ServiceBuilder::new()
+        .layer(AnswerLayer::new().with_retry_after(ms(2_500)))
+        .layer(ConcurrencyLimitLayer::new(bulkhead.clone()))
+        .layer(RateLimitLayer::new(rate))
+        .map_err(Failure::Operation)
+        .service(service_fn(hello));
+    let held = bulkhead.try_acquire().unwrap();
+    let full = ask(&service, with_key("x")).await;
+    assert_eq!((full.status(), field(&full, "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("3")));
+    drop(held);
+    assert_eq!(ask(&service, with_key("x")).await.status(), StatusCode::OK);
+    let early = ask(&service, with_key("x")).await;
+    assert_eq!((early.status(), field(&early, "retry-after")), (StatusCode::TOO_MANY_REQUESTS, Some("60")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_field_cannot_carry_is_left_out_of_the_name() {
+    let quota = Quota::per_hour(1).with_burst(1);
+    let limit = KeyedRateLimit::builder(quota).with_name("na\"m\\e\n\u{e9}").build().unwrap();
+    let service = ServiceBuilder::new()
+        .layer(HttpRateLimitLayer::new(limit, by_header(API_KEY)))
+        .service(service_fn(hello));
+    let answer = ask(&service, with_key("x")).await;
+    assert_eq!(field(&answer, "ratelimit-policy"), Some("\"name\";q=1;w=3600"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_never_be_granted_is_not_asked_to_come_again() {
+    let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
+    let too_heavy = bulkhead.try_acquire_many(2).unwrap_err();
+    let service = ServiceBuilder::new().layer(AnswerLayer::new().with_retry_after(ms(2_500))).service(
+        service_fn(async |_: Request<String>| {
+            Err::<Response<String>, Failure<Infallible>>(Failure::Rejected(too_heavy.clone()))
+        }),
+    );
+    let answer = ask(&service, with_key("x")).await;
+    assert_eq!((answer.status(), field(&answer, "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, None));
 }

@@ -231,7 +231,12 @@ async fn with_all_keys_busy_further_ones_are_refused() {
     let limit = KeyedConcurrencyLimit::<u64>::builder(1).with_max_keys(1_000).build().unwrap();
     let mut held = Vec::new();
     let first_refused = (0..).find(|key| limit.try_acquire(key).map(|permit| held.push(permit)).is_err());
-    assert!(first_refused.unwrap() >= 1_000);
+    let first_refused = first_refused.unwrap();
+    assert!(first_refused >= 1_000);
+    let refused = limit.try_acquire(&first_refused).unwrap_err();
+    assert_eq!((refused.reason(), refused.reason().may_pass()), (Reason::TooManyKeys, true));
+    assert_eq!(reason(limit.acquire(&first_refused).await), Reason::TooManyKeys);
+    assert_eq!(reason(limit.try_acquire(&0)), Reason::LimitReached);
     held.clear();
     assert!(limit.is_empty());
 }
@@ -304,5 +309,5 @@ async fn keys_that_are_waited_for_are_bounded_too() {
     settle().await;
     assert!(limit.len() <= 64 * 16, "{} keys kept", limit.len());
     let refused = waits.try_join_next().unwrap().unwrap();
-    assert_eq!(reason(refused), Reason::QueueFull);
+    assert_eq!(reason(refused), Reason::TooManyKeys);
 }

@@ -408,3 +408,44 @@ async fn a_future_is_run_when_its_cell_is_there() {
     assert!(matches!(refused, Err(Failure::Rejected(rejection)) if rejection.retry_after() == Some(ms(100))));
     assert_eq!(reason(unqueued.acquire_many(2).await), Reason::ExceedsCapacity);
 }
+
+#[test]
+fn a_rate_limit_shows_its_name_the_quota_in_force_and_what_is_left() {
+    let limit = RateLimit::builder(Quota::per_second(50)).with_name("api").build().unwrap();
+    limit.try_acquire_many(10).unwrap();
+    let quota = "Quota { cells: 50, period: 1s, burst: 50 }";
+    let shown =
+        format!(r#"RateLimit {{ name: Some("api"), quota: {quota}, available: 40, waiting: 0, .. }}"#);
+    assert_eq!(format!("{limit:?}"), shown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_of_nobody_is_no_queue() {
+    let limit = RateLimit::builder(Quota::per_second(1)).with_queue(0, ms(5_000)).build().unwrap();
+    limit.acquire().await.unwrap();
+    assert_eq!(reason(limit.acquire().await), Reason::LimitReached);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_cells_are_granted_past_a_queue() {
+    let limit = RateLimit::builder(Quota::per_second(1)).with_queue(5, None).build().unwrap();
+    limit.try_acquire().unwrap();
+    let waiter = tokio::spawn({
+        let limit = limit.clone();
+        async move { limit.acquire().await }
+    });
+    crate::settle().await;
+    assert_eq!(limit.snapshot().waiting, 1);
+    limit.try_acquire_many(0).unwrap();
+    limit.acquire_many(0).await.unwrap();
+    waiter.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_number_of_cells_is_another_default_burst() {
+    let limit = RateLimit::builder(Quota::per_second(1)).build().unwrap();
+    assert_eq!(reason(limit.try_acquire_many(2)), Reason::ExceedsCapacity);
+    limit.set_quota(Quota::per_second(5)).unwrap();
+    assert_eq!(limit.quota().burst(), 5);
+    assert_eq!(Quota::per_second(5), Quota::per_second(5).with_burst(5));
+}
