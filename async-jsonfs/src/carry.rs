@@ -5,8 +5,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::compare::is_carried;
 use crate::document::root;
-use crate::error::{ErrorKind, Fault};
-use crate::finite;
+use crate::error::{ErrorKind, Fault, Location};
 use crate::limits;
 use crate::merge::{merge_patch, three_way, without_nulls};
 use crate::options::{Format, Options};
@@ -15,8 +14,8 @@ use crate::parse::{parse, print, without_bom};
 
 /// The file's content with the change from `before` to `after` (a `T` printed) carried over; `None`: it is `after`.
 ///
-/// What comes out is read back, so that nothing is told done that is not in the file: a number that is none (NaN prints as null), a
-/// key under an alias, an unknown key that makes another variant match.
+/// What comes out is read back, so that nothing is told done that is not in the file: a key under an
+/// alias, a field that is written and not read, an unknown key that makes another variant match.
 pub(crate) fn carry_over<T: Serialize + DeserializeOwned>(
     raw: &[u8],
     before: &[u8],
@@ -28,37 +27,33 @@ pub(crate) fn carry_over<T: Serialize + DeserializeOwned>(
     }
     // The file is `T` and nothing else, laid out as we do: the common case.
     if options.rewrite || raw == before {
-        let_go(read_back::<T>(after, options)?);
+        let_go(read_back::<T>(after, options, "")?);
         return Ok(None);
     }
     let bytes = three_way(without_bom(raw), before, after)
         .map_or_else(|| raw.to_vec(), |text| with_bom_of(raw, text));
-    let back = read_back::<T>(&bytes, options)?;
+    let back = read_back::<T>(&bytes, options, INSTEAD)?;
     let again = print(&back, options.format);
     let_go(back);
     if !is_carried(before, after, &again?) {
-        let why = "read back, it would be something else".to_owned();
+        let why = format!("read back, it would be something else{INSTEAD}");
         return Err(ErrorKind::Unmergeable(why).into());
     }
     Ok(Some(bytes))
 }
 
-fn read_back<T: DeserializeOwned>(bytes: &[u8], options: &Options) -> Result<T, Fault> {
+/// What can be done about it where the rest of the file is in the way.
+const INSTEAD: &str = " (`JsonFile::with_rewrite` writes the value and nothing else)";
+
+fn read_back<T: DeserializeOwned>(bytes: &[u8], options: &Options, hint: &str) -> Result<T, Fault> {
     parse(bytes, options).map_err(|fault| match fault.kind {
         ErrorKind::Syntax(location) | ErrorKind::Mismatch(location) => {
-            ErrorKind::Unmergeable(format!("{}: {}", location.pointer, location.message)).into()
+            let Location { pointer, message, .. } = location;
+            let place = if pointer.is_empty() { "at the top level" } else { &pointer };
+            ErrorKind::Unmergeable(format!("{place}: {message}{hint}")).into()
         }
         kind => kind.into(),
     })
-}
-
-/// A patch of RFC 7396 as text. There NaN would be `null`, and remove what it was meant to set.
-pub(crate) fn printed_patch<P: Serialize>(patch: P) -> Result<Vec<u8>, Fault> {
-    let printed = print(&patch, Format::Compact)?;
-    if printed.windows(4).any(|text| text == b"null") {
-        finite::check(&patch).map_err(|error| ErrorKind::Serialize(error.to_string()))?;
-    }
-    Ok(printed)
 }
 
 /// What a file will be that is not there, with a patch of RFC 7396.

@@ -1,5 +1,5 @@
 use std::convert::Infallible;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,7 +78,7 @@ pub enum ErrorKind {
     },
     /// The file is not the version it was expected to be: somebody else has changed it.
     Conflict,
-    /// The value to write cannot be put into JSON.
+    /// The value to write cannot be put into JSON: NaN and the infinities, a map whose keys are not strings.
     Serialize(String),
     /// Code of the type's own (to read, write or drop it) panicked, inside of a [`Store`](crate::Store).
     Panicked,
@@ -102,7 +102,8 @@ struct Inner {
 
 /// Why a call failed, on which file, and how far its change got.
 ///
-/// It displays as one line: `config.json:3:11: /port: invalid type: string "80", expected u16, near "port": "80"`.
+/// It displays as one line, whatever is in keys and paths (control characters, line separators and changes of the writing direction
+/// are escaped): `config.json:3:11: /port: invalid type: string "80", expected u16, near "port": "80"`.
 /// Clones share what they hold.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
@@ -164,8 +165,36 @@ impl fmt::Debug for Error {
     }
 }
 
+/// Escapes what would break the line, or show it as something else: keys, paths and types' messages are of others' making.
+struct OneLine<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl fmt::Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let breaks = |c: char| {
+            let separator_or_direction = matches!(
+                c,
+                '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
+            );
+            c.is_control() || separator_or_direction
+        };
+        let mut rest = text;
+        while let Some(at) = rest.find(breaks) {
+            let (plain, odd) = rest.split_at(at);
+            self.0.write_str(plain)?;
+            let mut chars = odd.chars();
+            if let Some(odd) = chars.next() {
+                write!(self.0, "{}", odd.escape_default())?;
+            }
+            rest = chars.as_str();
+        }
+        self.0.write_str(rest)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = OneLine(f);
+        let f = &mut line;
         if !self.path().as_os_str().is_empty() {
             write!(f, "{}:", self.path().display())?;
             if let Some(Location { line, column, pointer, .. }) = self.location() {

@@ -10,13 +10,13 @@ use std::sync::atomic::AtomicBool;
 use async_policy::{Deadline, Reason};
 use tokio::time::timeout_at;
 
-use crate::error::{ErrorKind, Fault, Outcome, Step};
+use crate::error::{ErrorKind, Fault, Outcome};
 use crate::held::Held;
 use crate::job;
 use crate::lock::{self, Entry, Locked, REAL, SPELLED, Turn};
 use crate::ops::Ops;
 use crate::options::Options;
-use crate::target::Target;
+use crate::target::{Target, absolute};
 use crate::tell::{Event, tell};
 
 /// How far a call has got on its way to the file.
@@ -66,7 +66,7 @@ pub(crate) async fn run<R: Send + 'static>(
     options: Options,
     work: impl FnOnce(&Held<'_>) -> Result<R, Fault> + Send + 'static,
 ) -> Result<R, Fault> {
-    let path = std::path::absolute(path).step("make the path absolute")?;
+    let path = absolute(path)?;
     // Held to the end: in the job, so that it lasts as long as the job does.
     let spelled = within(SPELLED.entry(path.clone()).turn()).await?;
     let mut keep = Some(spelled);
@@ -110,7 +110,7 @@ pub(crate) fn try_run<R>(
     options: &Options,
     work: impl FnOnce(&Held<'_>) -> Result<R, Fault>,
 ) -> Result<Option<R>, Fault> {
-    let path = std::path::absolute(path).step("make the path absolute")?;
+    let path = absolute(path)?;
     let Some(_spelled) = SPELLED.entry(path.clone()).try_turn() else { return Ok(None) };
     match advance(ops, Stage::Fresh(path), options, &AtomicBool::new(false), work)? {
         Progress::Done(done) => done.map(Some),
@@ -125,7 +125,7 @@ pub(crate) fn run_blocking<R>(
     options: &Options,
     work: impl FnOnce(&Held<'_>) -> Result<R, Fault>,
 ) -> Result<R, Fault> {
-    let path = std::path::absolute(path).step("make the path absolute")?;
+    let path = absolute(path)?;
     let _spelled = SPELLED.entry(path.clone()).blocking_turn();
     let (mut stage, mut work) = (Stage::Fresh(path), work);
     loop {
@@ -166,7 +166,7 @@ fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
             Stage::MyTurn { target, turn, .. } if !options.processes => {
                 Stage::Mine { target, turn, locked: None }
             }
-            Stage::MyTurn { target, entry, turn } => match lock::try_lock(ops, &target)? {
+            Stage::MyTurn { target, entry, turn } => match lock::try_lock(ops, &target, options)? {
                 Ok(locked) => Stage::Mine { target, turn, locked: Some(locked) },
                 Err(lock) => {
                     tell(&target.path, &Event::Waiting);

@@ -39,7 +39,7 @@ pub(crate) fn check(text: &str, skipped: usize, options: &Options) -> Result<(),
     scan(text, options).map_err(|(offset, broken)| {
         let at = |message| -> Location { locate::location(text, offset, skipped, message) };
         match broken {
-            Broken::Depth(limit) => ErrorKind::TooDeep(at(format!("nested deeper than {limit}"))),
+            Broken::Depth(limit) => ErrorKind::TooDeep(at(format!("nested deeper than {limit} levels"))),
             Broken::Entries(limit) => ErrorKind::TooManyEntries(at(format!("more than {limit} entries"))),
             Broken::Duplicate(key) => ErrorKind::DuplicateKey(at(format!("the key `{key}` is there twice"))),
         }
@@ -48,7 +48,7 @@ pub(crate) fn check(text: &str, skipped: usize, options: &Options) -> Result<(),
 }
 
 /// What a `Value` or any other type is read to: serde_json's own limit.
-const READABLE: usize = 127;
+pub(crate) const READABLE: usize = 127;
 
 /// Refuses what no type could be read from any more, unless it was as deep `before`.
 pub(crate) fn no_deeper(bytes: &[u8], before: &[u8]) -> Result<(), Fault> {
@@ -56,7 +56,7 @@ pub(crate) fn no_deeper(bytes: &[u8], before: &[u8]) -> Result<(), Fault> {
     if deeper_than(before, READABLE).is_some() {
         return Ok(());
     }
-    let message = format!("nested deeper than {READABLE}");
+    let message = format!("nested deeper than {READABLE} levels");
     Err(ErrorKind::TooDeep(locate::location(bytes, offset, 0, message)).into())
 }
 

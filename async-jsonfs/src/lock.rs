@@ -11,12 +11,13 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FileType, FlockOperation, flock};
 use rustix::io::retry_on_intr;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::error::{ErrorKind, Fault, Step};
 use crate::ops::Ops;
+use crate::options::Options;
 use crate::target::{Key, Target};
 
 /// One file (or one spelling of a path) that calls of this process take turns on.
@@ -88,12 +89,22 @@ impl Entry {
 const MOST_LOCKS: usize = 100;
 
 /// The lock if it is free, otherwise the file to wait on.
-pub(crate) fn try_lock(ops: &dyn Ops, target: &Target) -> Result<Result<Locked, File>, Fault> {
+pub(crate) fn try_lock(
+    ops: &dyn Ops,
+    target: &Target,
+    options: &Options,
+) -> Result<Result<Locked, File>, Fault> {
     let name = target.lock();
     for _ in 0..MOST_LOCKS {
         let (file, made) = match ops.open_lock(&target.dir, &name, false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (ops.open_lock(&target.dir, &name, true).step("make the lock file beside it")?, true)
+                let file = match ops.open_lock(&target.dir, &name, true) {
+                    // Somebody else was faster: theirs, then.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                    made => made.step("make the lock file beside it")?,
+                };
+                admit(ops, target, options, &file);
+                (file, true)
             }
             opened => (opened.step("open the lock file")?, false),
         };
@@ -106,6 +117,23 @@ pub(crate) fn try_lock(ops: &dyn Ops, target: &Target) -> Result<Result<Locked, 
         }
     }
     Err(io::Error::other("it is replaced again and again")).step("lock the lock file")
+}
+
+/// Whoever may write the data may lock it: the lock file belongs to whom the data does, and has its permissions at least. What the system
+/// does not allow is left undone.
+fn admit(ops: &dyn Ops, target: &Target, options: &Options, lock: &File) {
+    let Ok(made) = ops.stat(lock) else { return };
+    let (owner, mode) = match ops.stat_at(&target.dir, &target.name) {
+        Ok(data) if data.kind == FileType::RegularFile => (data.owner, data.mode),
+        _ => (made.owner, options.mode.unwrap_or(0)),
+    };
+    if owner != made.owner {
+        let _ = ops.set_owner(lock, owner);
+    }
+    let wanted = (made.mode | mode) & 0o666;
+    if wanted != made.mode & 0o7777 {
+        let _ = ops.set_mode(lock, wanted);
+    }
 }
 
 impl Locked {

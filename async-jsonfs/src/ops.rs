@@ -60,6 +60,7 @@ pub(crate) trait Ops: fmt::Debug + Send + Sync {
     /// Opens to read, without waiting for the other end of a pipe.
     fn open(&self, path: &Path, follow: bool) -> io::Result<File>;
     fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File>;
+    /// Opens what is there, or makes what is not.
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File>;
     /// Whether the lock was free and is now ours, until the file is closed.
     fn try_lock(&self, file: &File) -> io::Result<bool>;
@@ -135,7 +136,7 @@ impl Ops for System {
     }
 
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File> {
-        let create = if make { OFlags::CREATE } else { OFlags::empty() };
+        let create = if make { OFlags::CREATE | OFlags::EXCL } else { OFlags::empty() };
         let flags = create | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
         let open =
             |access: OFlags| retry_on_intr(|| fs::openat(dir, name, access | flags, Mode::from(0o666u32)));

@@ -5,7 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use crate::error::{ErrorKind, Fault};
-use crate::limits;
+use crate::finite;
+use crate::limits::{self, READABLE};
 use crate::locate;
 use crate::options::{Format, Options};
 
@@ -55,8 +56,12 @@ fn explain(bytes: &[u8], error: &serde_json::Error) -> Fault {
     if error.is_eof() {
         offset = text.len();
     }
+    let too_deep = message == "recursion limit exceeded";
+    if too_deep {
+        message = format!("nested deeper than {READABLE} levels");
+    }
     let location = locate::location(text, offset, bytes.len() - text.len(), message);
-    if location.message == "recursion limit exceeded" {
+    if too_deep {
         return ErrorKind::TooDeep(location).into();
     }
     match error.classify() {
@@ -67,6 +72,8 @@ fn explain(bytes: &[u8], error: &serde_json::Error) -> Fault {
     }
 }
 
+/// The value as JSON: what every writer writes. NaN and the infinities are refused: serde_json has `null` for them, which would
+/// read back as `None`, or not at all.
 pub(crate) fn print<T: Serialize + ?Sized>(value: &T, format: Format) -> Result<Vec<u8>, Fault> {
     let printed = match format {
         Format::Compact => serde_json::to_vec(value),
@@ -75,5 +82,12 @@ pub(crate) fn print<T: Serialize + ?Sized>(value: &T, format: Format) -> Result<
             bytes
         }),
     };
-    printed.map_err(|error| ErrorKind::Serialize(locate::cut(error.to_string())).into())
+    // The second look only where there is a `null`.
+    let checked = printed.and_then(|bytes| {
+        if bytes.windows(4).any(|text| text == b"null") {
+            finite::check(value)?;
+        }
+        Ok(bytes)
+    });
+    checked.map_err(|error| ErrorKind::Serialize(locate::cut(error.to_string())).into())
 }

@@ -138,7 +138,8 @@ impl Replace<'_> {
         }
         if let Some(old) = old {
             if made.owner != old.owner {
-                ops.set_owner(file, old.owner).step("keep the file's owner")?;
+                ops.set_owner(file, old.owner)
+                    .step("keep the file's owner, which only root or the owner may")?;
             }
             // After the owner: a change of owner clears the set-user-id bit.
             if made.mode != old.mode || made.owner != old.owner {

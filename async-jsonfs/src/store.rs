@@ -122,6 +122,7 @@ where
     }
 
     /// [`open`](Self::open); where there is no file (or no directory), from the default, which is written with the first change.
+    /// A file that is there and empty is an error.
     ///
     /// # Errors
     ///
@@ -162,7 +163,7 @@ where
         Arc::clone(&lock(&self.0.committed))
     }
 
-    /// Changes the state, and returns once that is committed.
+    /// Changes the state, and returns once that is committed. A closure that waits for another update of the same store waits for ever.
     ///
     /// # Errors
     ///

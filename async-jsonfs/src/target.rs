@@ -45,6 +45,9 @@ impl Target {
                         Err(error) if error.kind() == io::ErrorKind::NotFound && options.create_parents => {
                             make_parents(ops, parent)?
                         }
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                            return Err(missing(parent)).step("open the directory");
+                        }
                         opened => opened.step("open the directory")?,
                     };
                     let dir_id = ops.identify(&dir).step("look at the directory")?;
@@ -112,6 +115,22 @@ impl Hasher for Fnv {
     fn finish(&self) -> u64 {
         self.0
     }
+}
+
+/// The path from the root, whatever the working directory will be.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Fault> {
+    if path.as_os_str().is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is empty")).step("use the path");
+    }
+    std::path::absolute(path).step("make the path absolute")
+}
+
+/// Says which directory is missing, and what to do.
+#[cold]
+fn missing(parent: &Path) -> io::Error {
+    let missing = parent.ancestors().take_while(|path| !path.exists()).last().unwrap_or(parent);
+    let what = format!("{} does not exist (see `JsonFile::with_create_parents`)", missing.display());
+    io::Error::new(io::ErrorKind::NotFound, what)
 }
 
 fn split(path: &Path) -> Result<(&Path, &OsStr), Fault> {

@@ -1,6 +1,5 @@
 //! Reading: without a turn, without a lock.
 
-use std::path::absolute;
 use std::sync::atomic::AtomicBool;
 
 use serde::de::DeserializeOwned;
@@ -29,7 +28,7 @@ impl JsonFile {
         self.read(parse).await
     }
 
-    /// [`load`](Self::load); of a file that is not there, the default.
+    /// [`load`](Self::load); of a file that is not there, the default. A file that is there and empty is an error.
     ///
     /// # Errors
     ///
@@ -93,9 +92,7 @@ impl JsonFile {
         let Self { path, options, ops } = self.clone();
         let looked = job::run(move |cancelled: &AtomicBool| {
             let options = Options { create_parents: false, ..options };
-            let target = absolute(&path)
-                .step("make the path absolute")
-                .and_then(|path| Target::resolve(&*ops, &path, &options));
+            let target = target::absolute(&path).and_then(|path| Target::resolve(&*ops, &path, &options));
             match target {
                 Ok(target) => work(Ok(&Held { ops: &*ops, target: &target, options: &options, cancelled })),
                 Err(fault) => work(Err(fault)),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::{JsonFile, Saved};
 use crate::error::{Error, ErrorKind, UpdateError};
 use crate::held::Held;
-use crate::options::Options;
+use crate::options::{Format, Options};
 use crate::parse::{parse, print};
 #[cfg(feature = "patch")]
 use crate::patch::patch as apply_patch;
@@ -19,12 +19,12 @@ use crate::{carry, limits};
 impl JsonFile {
     /// Replaces the file, or makes it. Readers see the old content or the new, never a mixture.
     ///
-    /// The value is turned into JSON, and dropped, on the blocking pool; an `Arc` (serde's `rc` feature) shares it. NaN and the infinities
-    /// become `null`, as serde_json has it.
+    /// The value is turned into JSON, and dropped, on the blocking pool; an `Arc` (serde's `rc` feature) shares it.
     ///
     /// # Errors
     ///
     /// [`Error::outcome`] says how far it got. A refusal if the lock was not to be had before the [deadline](async_policy::Deadline).
+    /// [`ErrorKind::Serialize`](crate::ErrorKind::Serialize) for a value that is no JSON: a map whose keys are not strings, NaN, an infinity.
     ///
     /// # Cancel safety
     ///
@@ -44,16 +44,17 @@ impl JsonFile {
     /// Reads the file, lets the closure change it, and writes it back, while no other call and no other process writes.
     ///
     /// Nothing else in the file changes: keys that `T` does not know, the order of keys, how numbers and white space are written. What
-    /// is compared is `T` as JSON before and after the closure, objects key by key; a changed array is replaced whole. (With
+    /// is compared is `T` as JSON before and after the closure, objects key by key; a changed array is replaced whole, so keys
+    /// that `T` does not know go from all of its elements. (With
     /// [`with_rewrite`](Self::with_rewrite) the file becomes `T` and nothing else.)
     ///
-    /// What would be written is read as a `T` first, and what has changed must be there.
+    /// What would be written is read as a `T` first, and what has changed must be there. A closure that waits for another change of the
+    /// same file waits for ever.
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load) and [`save`](Self::save). [`ErrorKind::Unmergeable`](crate::ErrorKind::Unmergeable) if it would read otherwise: NaN
-    /// where `T` takes no `null`, a key that the file has under an alias, an unknown key that makes it another variant, a field that is
-    /// written and not read.
+    /// As [`load`](Self::load) and [`save`](Self::save). [`ErrorKind::Unmergeable`](crate::ErrorKind::Unmergeable) if it would read otherwise: a key
+    /// that the file has under an alias, an unknown key that makes it another variant, a field that is written and not read.
     ///
     /// # Cancel safety
     ///
@@ -71,7 +72,7 @@ impl JsonFile {
         changed.map_err(UpdateError::of_the_file)
     }
 
-    /// [`update`](Self::update); of a file that is not there, from the default, and makes it.
+    /// [`update`](Self::update); of a file that is not there, from the default, and makes it. A file that is there and empty is an error.
     ///
     /// ```
     /// use async_jsonfs::JsonFile;
@@ -240,8 +241,8 @@ impl JsonFile {
     /// Merges a patch into the file ([RFC 7396](https://www.rfc-editor.org/rfc/rfc7396)): objects member by member, `null` removes
     /// a member, anything else takes the place of what was there. What the patch does not name stays as it was, byte by byte.
     ///
-    /// A `None` is `null` and removes; where it is to mean "leave alone", it must not be serialised (`skip_serializing_if`). NaN and the
-    /// infinities would be `null` too, and are refused. Only what the patch is about has to be of a kind that types can hold.
+    /// A `None` is `null` and removes; where it is to mean "leave alone", it must not be serialised (`skip_serializing_if`). Only what the
+    /// patch is about has to be of a kind that types can hold.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -264,7 +265,8 @@ impl JsonFile {
         self.merge_into(false, patch).await
     }
 
-    /// [`merge`](Self::merge); of a file that is not there, into an empty object, and makes it.
+    /// [`merge`](Self::merge); of a file that is not there, into an empty object, and makes it. (A patch that is no object, an array say,
+    /// takes the place of what there is, as in any merge: it becomes the file.)
     ///
     /// # Errors
     ///
@@ -283,7 +285,7 @@ impl JsonFile {
         patch: P,
     ) -> Result<Saved, Error> {
         self.exclusive(move |held| {
-            let patch = carry::printed_patch(patch)?;
+            let patch = print(&patch, Format::Compact)?;
             let put = match held.read() {
                 Err(fault) if or_default && fault.is_not_found() => {
                     held.put(&carry::merge_alone(&patch, held.options)?, None, None)

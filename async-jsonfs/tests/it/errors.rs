@@ -95,6 +95,43 @@ async fn pointers_are_escaped_and_long_lines_cut() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_is_one_line_whatever_is_in_the_file_and_its_name() {
+    let dir = TempDir::new().unwrap();
+    let odd = |c: char| c.is_control() || ('\u{2028}'..='\u{202E}').contains(&c);
+    let contents = [
+        r#"{"x\nERROR forged line": "no"}"#,
+        r#"{"x\u001b[31m\u202e\r": {"a": true}}"#,
+        "{\"a\": \x1b[31mred}",
+        "{\"a\u{2028}b\": \"\u{202e}\" 5}",
+        r#"{"\u0085\u2029": tru}"#,
+    ];
+    for (name, content) in
+        ["a.json", "a\nb\x1b\u{202e}.json"].into_iter().flat_map(|n| contents.map(|c| (n, c)))
+    {
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        let error = load::<BTreeMap<String, u8>>(&path).await.unwrap_err();
+        assert!(!error.to_string().contains(odd), "{content:?}: {error:?}");
+    }
+    fs::write(dir.path().join("b.json"), contents[0]).unwrap();
+    let error = load::<BTreeMap<String, u8>>(dir.path().join("b.json")).await.unwrap_err();
+    assert!(error.to_string().contains(r"/x\nERROR forged line: "), "{error}");
+    // The pointer itself can be used.
+    assert_eq!(error.location().unwrap().pointer, "/x\nERROR forged line");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_directory_is_named_and_what_makes_it() {
+    let dir = TempDir::new().unwrap();
+    let error = save(dir.path().join("no/such/a.json"), 1).await.unwrap_err();
+    assert!(error.is_not_found());
+    let expected = "/no does not exist (see `JsonFile::with_create_parents`)";
+    assert!(error.to_string().ends_with(expected), "{error}");
+    let error = save("", 1).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot use the path: it is empty");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_no_file_is_named() {
     let dir = TempDir::new().unwrap();
     let at = |name: &str| dir.path().join(name);

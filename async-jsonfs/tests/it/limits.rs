@@ -34,8 +34,9 @@ async fn refused(content: &str, with: impl Fn(JsonFile) -> JsonFile) -> Option<S
 async fn depth() {
     let with = |file: JsonFile| file.with_max_depth(n(2));
     assert_eq!(refused("[[], {\"a\": 1}]", with).await, None);
-    let expected =
-        "1:7: /1/a: nested deeper than 2, near [{\"a\": [1]}]".replace("/1/a", "/0/a").replace("1:7", "1:8");
+    let expected = "1:7: /1/a: nested deeper than 2 levels, near [{\"a\": [1]}]"
+        .replace("/1/a", "/0/a")
+        .replace("1:7", "1:8");
     assert_eq!(refused("[{\"a\": [1]}]", with).await.unwrap(), expected);
     assert_eq!(refused("[\"[[[[\", \"\\\"[[[\"]", with).await, None);
 }
@@ -48,6 +49,7 @@ async fn depth_without_a_limit_of_ours() {
         fs::write(file.path(), "[".repeat(depth) + &"]".repeat(depth)).unwrap();
         let error = file.load::<Value>().await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::TooDeep(_)), "{error}");
+        assert!(error.to_string().contains(": nested deeper than 127 levels, near "), "{error}");
         // Skipped, not parsed: no depth is too much, and no stack is used.
         file.load::<IgnoredAny>().await.unwrap();
         file.merge(json!({"a": 1})).await.unwrap();

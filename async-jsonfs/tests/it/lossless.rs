@@ -153,7 +153,7 @@ async fn what_could_not_be_read_back_is_not_written() {
     let path = dir.path().join("a.json");
     async_jsonfs::save(&path, [1.5]).await.unwrap();
     let error = update(&path, |ratios: &mut [f64; 1]| ratios[0] = f64::NAN).await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Unmergeable(_)), "{error}");
+    assert!(matches!(error.kind(), ErrorKind::Serialize(_)), "{error}");
     assert_eq!(async_jsonfs::load::<[f64; 1]>(&path).await.unwrap(), [1.5]);
     let store = async_jsonfs::Store::<f64>::open_or_default(dir.path().join("new.json")).await.unwrap();
     assert!(store.update(|ratio| *ratio = f64::NAN).await.is_err());
@@ -162,6 +162,84 @@ async fn what_could_not_be_read_back_is_not_written() {
     let file = JsonFile::new(&path).with_max_entries(two);
     assert!(matches!(file.save([1, 2, 3]).await.unwrap_err().kind(), ErrorKind::TooManyEntries(_)));
     file.save([1, 2]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_writer_refuses_a_number_that_is_none_also_where_null_would_be_read() {
+    #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+    struct Gauge {
+        value: Option<f64>,
+        n: u8,
+    }
+    fn refused<T: std::fmt::Debug>(told: Result<T, async_jsonfs::Error>) {
+        let error = told.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Serialize(_)), "{error}");
+        assert!(error.to_string().ends_with("is no number in JSON"), "{error}");
+    }
+    let dir = TempDir::new().unwrap();
+    let file = JsonFile::new(dir.path().join("a.json"));
+    let store = async_jsonfs::Store::<Gauge>::open_or_default(file.clone()).await.unwrap();
+    for none in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let gauge = || Gauge { value: Some(none), n: 1 };
+        let set = move |gauge: &mut Gauge| gauge.value = Some(none);
+        refused(file.save(gauge()).await);
+        refused(file.save(vec![none as f32]).await);
+        refused(file.save_if(async_jsonfs::Version::ABSENT, gauge()).await);
+        refused(file.update_or_default(set).await);
+        refused(file.merge_or_default(gauge()).await);
+        refused(store.update(set).await);
+        assert_eq!(store.snapshot().value, None);
+        assert!(!file.path().exists());
+    }
+    store.update(|gauge| gauge.value = Some(1.5)).await.unwrap();
+    refused(file.clone().with_rewrite().update(|gauge: &mut Gauge| gauge.value = Some(f64::NAN)).await);
+    assert_eq!(file.load::<Gauge>().await.unwrap(), *store.snapshot());
+    // What is meant to be nothing may be `null`.
+    store.update(|gauge| gauge.value = None).await.unwrap();
+    assert_eq!(file.load::<Gauge>().await.unwrap(), Gauge::default());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_in_the_way_is_told_with_its_place_and_what_to_do() {
+    #[derive(Debug, Deserialize, Serialize)]
+    #[serde(tag = "kind")]
+    enum Kind {
+        A {
+            #[serde(alias = "old")]
+            x: u8,
+        },
+        B {
+            y: u8,
+        },
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, r#"{"kind": "B", "y": 1, "old": 2}"#).unwrap();
+    let to_a = |kind: &mut Kind| *kind = Kind::A { x: 1 };
+    let error = update(&path, to_a).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unmergeable(_)), "{error}");
+    let expected =
+        "at the top level: duplicate field `x` (`JsonFile::with_rewrite` writes the value and nothing else)";
+    assert!(error.to_string().ends_with(expected), "{error}");
+    JsonFile::new(&path).with_rewrite().update(to_a).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_array_is_replaced_whole() {
+    #[derive(Deserialize, Serialize)]
+    struct Server {
+        port: u16,
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, r#"{"servers": [{"port": 1, "tls": true}], "idle": [{"port": 2, "tls": true}]}"#)
+        .unwrap();
+    let change = |lists: &mut std::collections::BTreeMap<String, Vec<Server>>| {
+        lists.get_mut("servers").unwrap()[0].port = 9;
+    };
+    update(&path, change).await.unwrap();
+    let expected = r#"{"servers": [{"port": 9}], "idle": [{"port": 2, "tls": true}]}"#;
+    assert_eq!(fs::read_to_string(&path).unwrap(), expected);
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,6 +354,9 @@ async fn a_merge_makes_the_file_if_asked_to() {
     let path = dir.path().join("a.json");
     let patch = || json!({"a": {"b": null, "c": [1, null]}, "d": null});
     assert!(merge(&path, patch()).await.unwrap_err().is_not_found());
+    JsonFile::new(&path).with_format(async_jsonfs::Format::Compact).merge_or_default([1, 2]).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "[1,2]");
+    fs::remove_file(&path).unwrap();
     for (file, expected) in [
         (JsonFile::new(&path), "{\n  \"a\": {\n    \"c\": [\n      1,\n      null\n    ]\n  }\n}\n"),
         (JsonFile::new(&path).with_format(async_jsonfs::Format::Compact), r#"{"a":{"c":[1,null]}}"#),

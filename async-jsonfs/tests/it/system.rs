@@ -34,6 +34,24 @@ fn files(dir: &Path) -> Vec<String> {
     names
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_may_write_the_file_may_lock_it() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let dir = TempDir::new().unwrap();
+    let (path, lock) = (dir.path().join("a.json"), dir.path().join(".a.json.lock"));
+    fs::write(&path, "1").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o662)).unwrap();
+    // Where this process may give files away.
+    let _ = chown(&path, Some(1001), Some(2000));
+    save(&path, 2).await.unwrap();
+    let (data, lock) = (fs::metadata(&path).unwrap(), fs::metadata(&lock).unwrap());
+    assert_eq!(data.mode() & 0o777, 0o662);
+    assert_eq!(lock.mode() & 0o662, 0o662, "{:o}", lock.mode());
+    assert_eq!((lock.uid(), lock.gid()), (data.uid(), data.gid()));
+    JsonFile::new(dir.path().join("b.json")).with_mode(0o660).save(1).await.unwrap();
+    assert_eq!(fs::metadata(dir.path().join(".b.json.lock")).unwrap().mode() & 0o660, 0o660);
+}
+
 #[tokio::test]
 async fn a_full_disk() {
     let Some(small) = Small::mount() else {
