@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::blocking::Thread;
+use crate::error::check_name;
 use crate::spec::Rules;
 use crate::worker::{IntoExit, Launch, Task};
 use crate::{AutoShutdown, Backoff, ConfigError, Context, Every, Restart, Shutdown, Worker};
@@ -38,9 +39,11 @@ impl fmt::Debug for Child {
 
 impl Child {
     /// A worker from a closure that is called for each start: `async |ctx| { … }`, or, where it captures,
-    /// `move |ctx| { let db = db.clone(); async move { … } }`.
+    /// `move |ctx| { let db = db.clone(); async move { … } }`. A name is not empty and has no `/`, which divides paths, and no control
+    /// characters: others are refused when the supervisor is started.
     ///
-    /// It returns `()`, or `Result<(), E>` with any error. It should end soon after
+    /// It returns `()`, `Result<(), E>` with any error, or never (a bare `loop`, which is aborted at its next await point when its time to
+    /// stop is over). It should end soon after
     /// [`ctx.cancelled()`](Context::cancelled). Where `?` meets errors of several types, the closure has to say which it returns:
     ///
     /// ```
@@ -74,7 +77,11 @@ impl Child {
     }
 
     /// A worker that runs at intervals: each run is a call of `work`, and one never overlaps with the next. While it waits for the next
-    /// tick it stops at once. A failure ends it, as that of any worker: it is restarted after its backoff.
+    /// tick it stops at once. A failure ends it, as that of any worker: it is restarted after its [backoff](Self::with_backoff), and then runs at
+    /// once, or after a period with [`wait_first`](Every::wait_first). Each failed run counts towards the supervisor's
+    /// [`Intensity`](crate::Intensity), and two within 5 s end a supervisor with the default one. A job that may fail now and then should
+    /// handle its errors itself and return `()`, or stand under a supervisor of its own with an intensity that bears as many failures as
+    /// it is to have, and with a backoff of the order of its period.
     pub fn periodic<F, Fut>(name: impl Into<Arc<str>>, every: Every, work: F) -> Self
     where
         F: Fn(Context) -> Fut + Send + Sync + 'static,
@@ -91,6 +98,9 @@ impl Child {
 
     /// A worker that blocks, on a thread of its own that has its name. It should look at [`ctx.is_cancelled()`](Context::is_cancelled), or
     /// wait with `tokio::runtime::Handle::current().block_on(ctx.cancelled())`.
+    ///
+    /// With tokio's clock paused (in tests), time does not wait for it: tokio knows nothing of the thread, so time-outs and sleeps pass at once
+    /// while it works. Tests with blocking workers are better run on the real clock.
     ///
     /// A thread cannot be aborted: one that does not end in time is reported as leaked, and is not started twice.
     pub fn blocking<F, R>(name: impl Into<Arc<str>>, work: F) -> Self
@@ -137,6 +147,13 @@ impl Child {
 
     /// It is up when it calls [`ctx.ready()`](Context::ready): the next child is started only then. One that has not done so
     /// after `limit` is stopped, and its start has failed. Zero is refused when the supervisor is started.
+    ///
+    /// Starts are sequential, restarts too: while one child gets ready, or is being stopped, no sibling is started or restarted. What is slow
+    /// to get ready, and nobody waits for, is better without readiness, in a [pool](crate::Supervisor::pool), or under a supervisor of its own.
+    ///
+    /// A first start that fails, of the supervisor or by [`add`](crate::Handle::add), is not tried again: it fails
+    /// ([`StartError`](crate::StartError), [`StartFailed`](crate::CommandError::StartFailed)), as in OTP. Where a peer may be away at
+    /// the start, let the worker wait for it before it is ready, or leave readiness out: then its failure is a fall, and has the backoff.
     pub fn with_readiness(mut self, limit: Duration) -> Self {
         self.rules().readiness = Some(limit);
         self
@@ -167,6 +184,7 @@ impl Child {
         let wrong = |field, value: &str, expected: &str| {
             Err(ConfigError::new(field, value, format_args!("{expected}, for child `{}`", self.name)))
         };
+        check_name("child.name", &self.name)?;
         let rules = &*self.rules;
         if rules.significant && rules.restart == Restart::Permanent {
             return wrong(

@@ -7,6 +7,18 @@ use async_policy::ConfigError;
 
 use crate::worker::bury;
 
+/// Names make up paths (`root/feeds/import`) and lines of text.
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigError> {
+    if name.is_empty() || name.contains(|c: char| c == '/' || c.is_control()) {
+        return Err(ConfigError::new(
+            field,
+            format_args!("{name:?}"),
+            "a name, without `/` and control characters",
+        ));
+    }
+    Ok(())
+}
+
 /// Any error of a worker.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::snapshot::whole;
 use crate::worker::shielded;
 use crate::{Exit, Report, Stall};
 
@@ -156,7 +157,7 @@ impl fmt::Display for Event {
         match &self.kind {
             EventKind::Started { attempt, .. } => write!(f, ": started (attempt {attempt})"),
             EventKind::Exited { exit, .. } => write!(f, ": {exit}"),
-            EventKind::Restarting { delay, .. } => write!(f, ": restarting in {delay:?}"),
+            EventKind::Restarting { delay, .. } => write!(f, ": restarting in {:?}", whole(*delay)),
             EventKind::HealthChanged { health: Health::Degraded(why), .. } => write!(f, ": degraded: {why}"),
             EventKind::HealthChanged { health: Health::Healthy, .. } => f.write_str(": healthy"),
             EventKind::TaskFailed { task, exit, .. } => write!(f, ": task `{task}` {exit}"),

@@ -37,6 +37,8 @@ impl<E: fmt::Display> fmt::Display for GroupError<E> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupFailure<T, E> {
+    /// Which task failed first, by the order of the starts, from 0; `None` where the group was [cancelled](GroupError::Cancelled) from outside.
+    pub index: Option<usize>,
     /// The failure that cancelled the others.
     pub first: GroupError<E>,
     /// Further failures: of tasks that failed at the same time, or while they were being cancelled (by a panic of a drop, say).
@@ -62,6 +64,9 @@ impl<T, E: Into<BoxError>> GroupFailure<T, E> {
 
 impl<T, E: fmt::Display> fmt::Display for GroupFailure<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(index) = self.index {
+            write!(f, "task {index}: ")?;
+        }
         self.first.fmt(f)?;
         if !self.others.is_empty() {
             write!(f, " (and {} more)", self.others.len())?;
@@ -220,19 +225,26 @@ impl<T: Send + 'static, E: Send + 'static> TaskGroup<T, E> {
         while let Some(joined) = self.tasks.join_next().await {
             match joined {
                 Ok((index, Ended::Done(value))) => done.push((index, value)),
-                Ok((_, Ended::Failed(nth, error))) => failed.push((nth, error)),
+                Ok((index, Ended::Failed(nth, error))) => failed.push((nth, index, error)),
                 // An error is an abort by the runtime's own end: panics are caught.
                 Ok((_, Ended::Cancelled)) | Err(_) => cancelled += 1,
             }
         }
         done.sort_by_key(|(index, _)| *index);
-        failed.sort_by_key(|(nth, _)| *nth);
-        let mut failed = failed.into_iter().map(|(_, error)| error);
+        failed.sort_by_key(|(nth, ..)| *nth);
+        let mut failed = failed.into_iter();
         match failed.next() {
-            Some(first) => Err(GroupFailure { first, others: failed.collect(), done, cancelled }),
-            None if cancelled > 0 => {
-                Err(GroupFailure { first: GroupError::Cancelled, others: Vec::new(), done, cancelled })
+            Some((_, index, first)) => {
+                let others = failed.map(|(.., error)| error).collect();
+                Err(GroupFailure { index: Some(index), first, others, done, cancelled })
             }
+            None if cancelled > 0 => Err(GroupFailure {
+                index: None,
+                first: GroupError::Cancelled,
+                others: Vec::new(),
+                done,
+                cancelled,
+            }),
             None => Ok(done.into_iter().map(|(_, value)| value).collect()),
         }
     }

@@ -49,6 +49,8 @@ pub(crate) enum Message {
         reply: Reply,
     },
     Stop,
+    /// The time of the stop above is nearly over.
+    Hurry,
     Force,
     /// What went wrong in the stop of a supervisor below.
     Below(Below),
@@ -143,6 +145,13 @@ impl Shared {
         let nested = self.nested();
         let below = if nested.is_empty() { None } else { nested.get(&key) };
         below.inspect(|handle| handle.force_stop()).is_some()
+    }
+
+    /// Asks all that is below a child to end, if that is a supervisor.
+    pub(crate) fn hurry_below(&self, key: Key) {
+        if let Some(handle) = self.nested().get(&key) {
+            handle.shared.send(Message::Hurry);
+        }
     }
 
     /// Lets go of a child that is a supervisor.
@@ -281,6 +290,9 @@ impl Handle {
 
     /// Adds a child at the end of the order, starts it in its turn, and waits until it is up.
     ///
+    /// Starts are sequential: until a newcomer with [readiness](Child::with_readiness) is up, no sibling that falls is restarted, unless the
+    /// supervisor is a [pool](crate::Supervisor::pool).
+    ///
     /// # Errors
     ///
     /// [`AlreadyExists`](CommandError::AlreadyExists), [`LimitReached`](CommandError::LimitReached),
@@ -298,7 +310,8 @@ impl Handle {
     /// Stops a child and keeps it in the books, where [`start_child`](Self::start_child) finds it (OTP's `terminate_child`). A
     /// temporary child is forgotten. A child that is stopped already stays so.
     ///
-    /// Not a fall: nothing is counted or restarted. But the restart of a group starts a stopped child of the group too, as in OTP.
+    /// Not a fall: nothing is counted or restarted. But the restart of a group starts a stopped child of the group too, as in OTP. Until it
+    /// has ended, no sibling that falls is restarted, unless the supervisor is a [pool](crate::Supervisor::pool).
     ///
     /// # Errors
     ///
@@ -317,7 +330,7 @@ impl Handle {
     /// # Errors
     ///
     /// [`NotFound`](CommandError::NotFound), [`Running`](CommandError::Running), [`Restarting`](CommandError::Restarting),
-    /// [`StartFailed`](CommandError::StartFailed) (it stays stopped), [`ShutDown`](CommandError::ShutDown).
+    /// [`StartFailed`](CommandError::StartFailed) (it stays stopped, a permanent one too), [`ShutDown`](CommandError::ShutDown).
     ///
     /// # Cancel safety
     ///
@@ -331,7 +344,9 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// As [`stop_child`](Self::stop_child) and [`StartFailed`](CommandError::StartFailed).
+    /// As [`stop_child`](Self::stop_child) and [`StartFailed`](CommandError::StartFailed): the child stays stopped then, a permanent one
+    /// too, since whoever asked for the start knows that it failed; [`start_child`](Self::start_child) tries again. A failure
+    /// after it was ready (without [readiness](Child::with_readiness): any) is a fall like all others, and restarted.
     ///
     /// # Cancel safety
     ///
@@ -453,6 +468,7 @@ impl Shared {
                 }
                 State::Stopping { stage: Stage::Stuck, .. } => (ChildState::Stuck, None, None),
                 State::Stopping { .. } => (ChildState::Stopping, None, None),
+                State::Exited(end) if child.is_restarted_after(end) => (ChildState::Restarting, None, None),
                 State::Exited(_) | State::Stopped => (ChildState::Stopped, None, None),
             };
             ChildSnapshot {

@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::ConfigError;
+
 /// How many restarts within how long are borne before the supervisor gives up: OTP's `intensity` and `period`.
 ///
 /// The period slides: a restart counts until it is more than `period` ago. One more than `restarts` within it and the
@@ -27,7 +29,7 @@ impl Default for Intensity {
 }
 
 impl Intensity {
-    /// At most `restarts` within `period`.
+    /// At most `restarts` within `period`. A period of zero is refused when the supervisor is started.
     #[must_use]
     pub const fn new(restarts: u32, period: Duration) -> Self {
         Self { limit: Some(restarts), period }
@@ -37,6 +39,13 @@ impl Intensity {
     #[must_use]
     pub const fn unlimited() -> Self {
         Self { limit: None, period: Duration::ZERO }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if self.limit.is_some() && self.period.is_zero() {
+            return Err(ConfigError::new("intensity.period", "0ns", "more than zero"));
+        }
+        Ok(())
     }
 }
 

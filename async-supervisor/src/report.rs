@@ -3,6 +3,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::snapshot::whole;
 use crate::{Exit, MeltDown};
 
 /// Why a supervisor ended.
@@ -11,14 +12,14 @@ use crate::{Exit, MeltDown};
 pub enum Cause {
     /// It was told to: by `stop`, by a signal, by its parent, or because the handle was dropped.
     Stopped,
-    /// A significant child ended for good.
+    /// A significant child ended for good. If it failed, that is in [`Report::failed`].
     AutoShutdown {
         /// The child that was the last to end.
         child: Arc<str>,
     },
     /// It gave up: too many restarts, or a first start that failed.
     MeltedDown(MeltDown),
-    /// Its runtime was shut down under it.
+    /// Its runtime was shut down under it: nobody was asked to stop in order, and what blocks a thread may still run.
     Lost,
 }
 
@@ -35,14 +36,15 @@ pub struct Report {
     pub aborted: Vec<Arc<str>>,
     /// Children that did not end even then, because they block their thread: they may still run.
     pub leaked: Vec<Arc<str>>,
-    /// Children that ended with a failure while they were being stopped.
+    /// Children that ended with a failure while they were being stopped; and before these, if the cause is an
+    /// [automatic shutdown](Cause::AutoShutdown), the significant children that had failed for good (the first 1,024 of them).
     pub failed: Vec<(Arc<str>, Exit)>,
     /// How long the stop took.
     pub took: Duration,
 }
 
 impl Report {
-    /// Whether it ended on purpose and each child ended in time and without a failure.
+    /// Whether it ended on purpose and each child ended in time and without a failure, those included by whose end it was stopped.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         matches!(self.cause, Cause::Stopped | Cause::AutoShutdown { .. })
@@ -67,7 +69,7 @@ impl fmt::Display for Report {
             Cause::MeltedDown(down) => write!(f, "failed: {down}")?,
             Cause::Lost => f.write_str("was lost with its runtime")?,
         }
-        write!(f, " (in {:?})", self.took)?;
+        write!(f, " (in {:?})", whole(self.took))?;
         if !self.aborted.is_empty() {
             write!(f, "; aborted: {}", self.aborted.join(", "))?;
         }

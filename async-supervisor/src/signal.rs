@@ -1,4 +1,7 @@
 use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::{Report, Running};
 
@@ -39,9 +42,13 @@ impl Signals {
     }
 }
 
+/// Signals that come closer together than this are one.
+const SAME: Duration = Duration::from_millis(500);
+
 impl Running {
     /// Runs until SIGINT or SIGTERM (elsewhere: Ctrl-C) and then stops all children in order, or until the supervisor ends by
-    /// itself. A second signal aborts what is still there.
+    /// itself. A second signal aborts what is still there; one within 500 ms of the first is the same, since some
+    /// (`timeout`, a terminal, a service manager) signal the process and its group.
     ///
     /// Until it is polled, signals do what they did before: end the process. To stop in order during a long start-up too,
     /// [`spawn`](crate::Supervisor::spawn) the supervisor rather than [`start`](crate::Supervisor::start) it.
@@ -81,11 +88,18 @@ impl Running {
             report = self.wait() => return Ok(report),
             () = signals.recv() => self.request_stop(),
         }
-        tokio::select! {
-            biased;
-            report = self.wait() => return Ok(report),
-            () = signals.recv() => self.force_stop(),
+        let first = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                report = self.wait() => return Ok(report),
+                () = signals.recv() => {}
+            }
+            if first.elapsed() >= SAME {
+                break;
+            }
         }
+        self.force_stop();
         Ok(self.wait().await)
     }
 }

@@ -15,7 +15,7 @@ pub enum ChildState {
     Starting,
     /// Up.
     Running,
-    /// It fell, and waits for its restart.
+    /// It fell, and waits for its restart: for its delay, or for its turn where another child is being started or stopped.
     Restarting,
     /// It has been told to end.
     Stopping,
@@ -101,7 +101,7 @@ pub struct ChildSnapshot {
     pub restarts: u64,
     /// How long it has been up.
     pub uptime: Option<Duration>,
-    /// In how long it is restarted.
+    /// In how long it is restarted; `None` also while it waits for its turn.
     pub next_restart: Option<Duration>,
     /// How it last failed.
     pub last_error: Option<Arc<str>>,
@@ -123,30 +123,44 @@ impl Snapshot {
         for (index, child) in self.children.iter().enumerate() {
             let last = index + 1 == self.children.len();
             let branch = if last { "└─" } else { "├─" };
-            write!(f, "\n{indent}{branch} {:width$}  {:10}", child.name, child.state)?;
-            if let Some(uptime) = child.uptime {
-                write!(f, "  {}", Rough(uptime))?;
-            }
-            if let Some(wait) = child.next_restart {
-                write!(f, "  in {}", Rough(wait))?;
-            }
-            match child.restarts {
-                0 => {}
-                1 => f.write_str("  1 restart")?,
-                n => write!(f, "  {n} restarts")?,
-            }
-            if let Some(why) = &child.degraded {
-                write!(f, "  degraded: {why}")?;
-            }
-            if let Some(error) = &child.last_error {
-                write!(f, "  {error}")?;
+            let mut rest = String::new();
+            child.draw_rest(&mut rest)?;
+            write!(f, "\n{indent}{branch} {:width$}  ", child.name)?;
+            match rest.as_str() {
+                "" => write!(f, "{}", child.state)?,
+                rest => write!(f, "{:10}{rest}", child.state)?,
             }
             if let Some(below) = &child.supervisor {
-                write!(f, "  ({})", below.strategy)?;
                 below.draw(f, &format!("{indent}{}  ", if last { ' ' } else { '│' }))?;
             }
         }
         Ok(())
+    }
+}
+
+impl ChildSnapshot {
+    fn draw_rest(&self, f: &mut impl fmt::Write) -> fmt::Result {
+        if let Some(uptime) = self.uptime {
+            write!(f, "  {}", Rough(uptime))?;
+        }
+        if let Some(wait) = self.next_restart {
+            write!(f, "  in {}", Rough(wait))?;
+        }
+        match self.restarts {
+            0 => {}
+            1 => f.write_str("  1 restart")?,
+            n => write!(f, "  {n} restarts")?,
+        }
+        if let Some(why) = &self.degraded {
+            write!(f, "  degraded: {why}")?;
+        }
+        if let Some(error) = &self.last_error {
+            write!(f, "  {error}")?;
+        }
+        match &self.supervisor {
+            Some(below) => write!(f, "  ({})", below.strategy),
+            None => Ok(()),
+        }
     }
 }
 
@@ -165,6 +179,14 @@ impl fmt::Display for Strategy {
             Self::RestForOne => "rest_for_one",
             Self::Pool => "pool",
         })
+    }
+}
+
+/// A duration for people: no finer than a millisecond, unless it is shorter.
+pub(crate) fn whole(duration: Duration) -> Duration {
+    match u64::try_from(duration.as_millis()) {
+        Ok(0) | Err(_) => duration,
+        Ok(ms) => Duration::from_millis(ms),
     }
 }
 

@@ -50,6 +50,9 @@ impl Default for Shutdown {
 }
 
 /// When the end of [significant](crate::Child::with_significant) children stops the supervisor.
+///
+/// A temporary child may end by a failure: the supervisor stops all the same, and its [report](crate::Report::failed) has the failure and
+/// is not clean. For a parent, a supervisor that stopped itself like this has ended normally, as in OTP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AutoShutdown {
     /// Never.

@@ -6,6 +6,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::check_name;
 use crate::event::Hub;
 use crate::handle::{Message, Place, Shared};
 use crate::runner::{Guard, Runner};
@@ -75,11 +76,14 @@ impl Supervisor {
     }
 
     /// Children without an order: each is restarted alone, and all are stopped at once.
+    ///
+    /// They share one [`Intensity`], and with the default one two falls within 5 s among thousands end the whole pool: set one that fits
+    /// their number, or [`Intensity::unlimited`] where the backoff of each is enough. Temporary children are not restarted and never count.
     pub fn pool() -> Self {
         Self::new(Strategy::Pool)
     }
 
-    /// Names it, for reports and snapshots.
+    /// Names it, for reports and snapshots. As a child's name it must not be empty, nor have a `/` or control characters.
     pub fn with_name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = name.into();
         self
@@ -110,6 +114,9 @@ impl Supervisor {
     }
 
     /// How long a stop may take in all. Then whatever is left is aborted, all at once.
+    ///
+    /// So that nobody is aborted unasked, all that is left is asked to end, out of turn, the [abort grace](Self::with_abort_grace) before
+    /// that (half of a budget that is shorter than twice the grace).
     pub fn with_stop_budget(mut self, budget: Duration) -> Self {
         self.config.stop_budget = Some(budget);
         self
@@ -150,6 +157,8 @@ impl Supervisor {
 
     /// Whether it can be made like this, with these children and all that is below them.
     fn check(&self, children: &[Child]) -> Result<(), ConfigError> {
+        check_name("supervisor.name", &self.name)?;
+        self.config.intensity.check()?;
         if self.watchdog.is_some_and(|limit| limit.is_zero()) {
             return Err(ConfigError::new("watchdog", "0ns", "more than zero"));
         }
@@ -168,7 +177,8 @@ impl Supervisor {
         for child in children {
             child.check(self.config.auto_shutdown)?;
             if !names.insert(&child.name) {
-                return Err(ConfigError::new("child.name", &child.name, "a name of its own"));
+                let expected = format_args!("a name of its own; it is there twice in `{}`", self.name);
+                return Err(ConfigError::new("child.name", &child.name, expected));
             }
         }
         Ok(())

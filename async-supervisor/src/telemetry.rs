@@ -12,30 +12,40 @@ pub(crate) fn record(event: &Event) {
 }
 
 #[cfg(feature = "tracing")]
+const TARGET: &str = "async_supervisor";
+
+#[cfg(feature = "tracing")]
 fn trace(event: &Event) {
     use crate::EventKind;
+    use crate::snapshot::whole;
     let supervisor = &*event.supervisor;
     let child = event.kind.child().map(|child| &**child);
     match &event.kind {
         EventKind::Exited { exit, .. } if exit.is_normal() => {
-            tracing::info!(supervisor, child, "completed");
+            tracing::info!(target: TARGET, supervisor, child, "completed");
         }
-        EventKind::Exited { exit, .. } => tracing::warn!(supervisor, child, %exit, "exited"),
-        EventKind::Restarting { delay, .. } => tracing::info!(supervisor, child, ?delay, "restarting"),
-        EventKind::Started { attempt, .. } => tracing::debug!(supervisor, child, attempt, "started"),
+        EventKind::Exited { exit, .. } => tracing::warn!(target: TARGET, supervisor, child, %exit, "exited"),
+        EventKind::Restarting { delay, .. } => {
+            tracing::info!(target: TARGET, supervisor, child, delay = ?whole(*delay), "restarting");
+        }
+        EventKind::Started { attempt, .. } => {
+            tracing::debug!(target: TARGET, supervisor, child, attempt, "started");
+        }
         EventKind::HealthChanged { health, .. } => {
-            tracing::info!(supervisor, child, ?health, "health_changed");
+            tracing::info!(target: TARGET, supervisor, child, ?health, "health_changed");
         }
         EventKind::Aborted { .. } | EventKind::Stuck { .. } => {
-            tracing::warn!(supervisor, child, "{}", event.kind.name());
+            tracing::warn!(target: TARGET, supervisor, child, "{}", event.kind.name());
         }
         EventKind::TaskFailed { task, exit, .. } => {
-            tracing::warn!(supervisor, child, task = &**task, %exit, "task_failed");
+            tracing::warn!(target: TARGET, supervisor, child, task = &**task, %exit, "task_failed");
         }
-        EventKind::Stalled(stall) => tracing::warn!(supervisor, child, %stall, "stalled"),
-        EventKind::Ended { report } if !report.is_clean() => tracing::error!(supervisor, %report, "ended"),
-        EventKind::Ended { report } => tracing::info!(supervisor, %report, "ended"),
-        _ => tracing::debug!(supervisor, child, "{}", event.kind.name()),
+        EventKind::Stalled(stall) => tracing::warn!(target: TARGET, supervisor, child, %stall, "stalled"),
+        EventKind::Ended { report } if !report.is_clean() => {
+            tracing::error!(target: TARGET, supervisor, %report, "ended");
+        }
+        EventKind::Ended { report } => tracing::info!(target: TARGET, supervisor, %report, "ended"),
+        _ => tracing::debug!(target: TARGET, supervisor, child, "{}", event.kind.name()),
     }
 }
 

@@ -46,7 +46,7 @@ pub trait Worker: Send + Sync + 'static {
     async fn run(&self, ctx: Context) -> Result<(), BoxError>;
 }
 
-/// What a worker may return: `()`, or a `Result` with any error.
+/// What a worker may return: `()`, a `Result` with any error, or nothing at all (`!`) where it is a loop without an end.
 pub trait IntoExit {
     /// As an exit.
     fn into_exit(self) -> Exit;
@@ -68,6 +68,24 @@ impl<E: Into<BoxError>> IntoExit for Result<(), E> {
 }
 
 impl IntoExit for Exit {
+    fn into_exit(self) -> Exit {
+        self
+    }
+}
+
+/// What a function returns: the way to name `!` until that is stable.
+#[doc(hidden)]
+pub trait Returns {
+    #[doc(hidden)]
+    type Output;
+}
+
+impl<R> Returns for fn() -> R {
+    type Output = R;
+}
+
+/// A worker that is a loop without an end.
+impl IntoExit for <fn() -> ! as Returns>::Output {
     fn into_exit(self) -> Exit {
         self
     }

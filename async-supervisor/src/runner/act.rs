@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Asked, Guard, Runner};
+use super::{Asked, BLAMED, Guard, Runner};
 use crate::context::{Beat, Run};
 use crate::event::EventKind;
 use crate::state::{Action, Answer, CommandId, Ending, Key, Note};
@@ -44,6 +44,17 @@ impl Runner {
             Action::Cancel { key } => {
                 if let Some((run, _)) = self.run_of(key) {
                     shielded(|| run.token.cancel());
+                }
+            }
+            Action::Hurry { key } => {
+                self.shared.hurry_below(key);
+            }
+            Action::Blame { key } => {
+                if let Some(Some(unit)) = self.units.get_mut(key.0 as usize)
+                    && self.blamed.len() < BLAMED
+                    && let Some(exit) = unit.failed.take()
+                {
+                    self.blamed.push((Arc::clone(&unit.name), exit));
                 }
             }
             // A supervisor is not aborted: it is told to abort what is below it.
@@ -141,6 +152,7 @@ impl Runner {
 
     pub(super) fn report(&mut self) -> Report {
         let mut below = std::mem::take(&mut self.below);
+        let blamed = std::mem::take(&mut self.blamed);
         let leaked = self.shared.leaked();
         let core = self.shared.core();
         below.aborted.extend(core.aborted.iter().cloned());
@@ -154,7 +166,10 @@ impl Runner {
         };
         let cause = match core.cause.clone() {
             None | Some(Ending::Told) => Cause::Stopped,
-            Some(Ending::AutoShutdown(child)) => Cause::AutoShutdown { child },
+            Some(Ending::AutoShutdown(child)) => {
+                below.failed.splice(0..0, blamed);
+                Cause::AutoShutdown { child }
+            }
             Some(Ending::MeltedDown { child, restarts }) => {
                 let error = error(&child);
                 Cause::MeltedDown(MeltDown::Intensity {

@@ -46,7 +46,10 @@ struct Unit {
     launch: Arc<dyn Launch>,
     heartbeat: Option<Duration>,
     readiness: bool,
+    significant: bool,
     run: Option<(Arc<Run>, Option<AbortHandle>)>,
+    /// How its last run failed, if it did and is significant.
+    failed: Option<Exit>,
 }
 
 /// A command that has not been answered, and the child that came with it.
@@ -68,10 +71,15 @@ pub(crate) struct Runner {
     check: crate::AutoShutdown,
     most: usize,
     below: Below,
+    /// How significant children failed that have ended for good.
+    blamed: Vec<(Arc<str>, Exit)>,
     ended: bool,
 }
 
 const BATCH: usize = 256;
+
+/// Where significant children come and go for ever, not all their failures are kept.
+const BLAMED: usize = 1024;
 
 impl Runner {
     pub(crate) fn new(
@@ -91,6 +99,7 @@ impl Runner {
             check,
             most,
             below: Below::default(),
+            blamed: Vec::new(),
             ended: false,
         }
     }
@@ -103,9 +112,11 @@ impl Runner {
         self.units[index] = Some(Unit {
             heartbeat: child.rules.heartbeat,
             readiness: child.rules.readiness.is_some(),
+            significant: child.rules.significant,
             name: child.name,
             launch: child.launch,
             run: None,
+            failed: None,
         });
     }
 
@@ -206,6 +217,10 @@ impl Runner {
                 };
                 let exit = overdue.unwrap_or(exit);
                 self.emit_of(key, |child| EventKind::Exited { child, exit: exit.clone() });
+                if let Some(unit) = self.unit(key).filter(|unit| unit.significant) {
+                    let failed = if exit.is_normal() { None } else { Some(exit.clone()) };
+                    bury(std::mem::replace(&mut unit.failed, failed));
+                }
                 if down && !matches!(exit, Exit::Completed | Exit::Aborted) {
                     let name = self.unit(key).map(|unit| Arc::clone(&unit.name));
                     self.below.failed.extend(name.map(|name| (name, exit)));
@@ -227,6 +242,7 @@ impl Runner {
             }
             Message::Ready { key, epoch } => self.shared.core().ready(now, key, epoch),
             Message::Stop => self.shared.core().stop(now),
+            Message::Hurry => self.shared.core().hurry(now),
             Message::Force => self.shared.core().force(now),
             Message::Below(below) => {
                 // Otherwise it is no part of a stop of this one.
@@ -281,6 +297,7 @@ impl Drop for Runner {
             bury(message);
         }
         if !self.ended {
+            self.shared.core().lose();
             let lost = Arc::new(self.shared.lost());
             self.shared.is_over(&lost);
         }

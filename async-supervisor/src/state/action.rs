@@ -25,7 +25,15 @@ pub(crate) enum Action {
     Cancel {
         key: Key,
     },
+    /// The time of the stop is nearly over: a supervisor asks all that is below it to end.
+    Hurry {
+        key: Key,
+    },
     Abort {
+        key: Key,
+    },
+    /// The child is significant and has ended for good: how, is part of the report if the supervisor stops because of it.
+    Blame {
         key: Key,
     },
     /// The child is gone from the books: its specification can be dropped.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{CommandId, State};
-use crate::spec::Rules;
+use super::{CommandId, End, State};
+use crate::spec::{Restart, Rules};
 
 /// Where a child is kept. Reused after the child is forgotten; a run is told apart by its epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +47,15 @@ impl Child {
     /// was not enough.
     pub(crate) fn grace(&self, grace: Duration) -> Option<Duration> {
         if self.rules.supervisor { None } else { Some(grace) }
+    }
+
+    /// Whether a run that ended so by itself is followed by another.
+    pub(crate) fn is_restarted_after(&self, end: End) -> bool {
+        match self.rules.restart {
+            Restart::Permanent => true,
+            Restart::Transient => end == End::Abnormal,
+            Restart::Temporary => false,
+        }
     }
 
     /// It is up no longer: if it was for long enough, its earlier failures are forgotten.

@@ -55,6 +55,11 @@ impl Core {
             self.answer(key, Answer::Done);
             self.fell(now, key, end);
         } else {
+            if end == End::Normal
+                && let Some(child) = self.children.get_mut(key)
+            {
+                child.last_error = Some(Arc::from("it ended before it was ready"));
+            }
             self.failed_start(now, key);
         }
     }
@@ -83,13 +88,11 @@ impl Core {
     pub(super) fn fell(&mut self, now: Instant, key: Key, end: End) {
         let Some(child) = self.children.get_mut(key) else { return };
         let (order, significant) = (child.order, child.rules.significant);
-        let restarts = match child.rules.restart {
-            Restart::Permanent => true,
-            Restart::Transient => end == End::Abnormal,
-            Restart::Temporary => false,
-        };
-        if !restarts {
+        if !child.is_restarted_after(end) {
             let name = Arc::clone(&child.name);
+            if significant {
+                self.actions.push(Action::Blame { key });
+            }
             self.settle(key, State::Stopped, now);
             if significant {
                 self.significant_ended(now, name);

@@ -15,7 +15,8 @@
 //! # Invariants
 //!
 //! 1. A child is started only when it is not alive: no child runs twice at once.
-//! 2. Outside a pool at most one child is being started or stopped by a sequence at any time (`current`), until a stop is forced.
+//! 2. Outside a pool at most one child is being started or stopped by a sequence at any time (`current`), until the
+//!    budget of a stop is nearly over or it is forced.
 //! 3. Each command is answered exactly once.
 //! 4. The word of a run that is over (another epoch) changes nothing.
 
@@ -167,6 +168,8 @@ pub(crate) struct Core {
     /// Children of a pool whose first start is not through.
     unready: usize,
     budget_ends: Option<Instant>,
+    /// When all that is left is asked to end, so that nobody is aborted unasked.
+    hurries: Option<Instant>,
     forced: bool,
     epochs: u64,
     random: u64,
@@ -196,6 +199,7 @@ impl Core {
             stuck: 0,
             unready: 0,
             budget_ends: None,
+            hurries: None,
             forced: false,
             epochs: 0,
         }
@@ -274,7 +278,7 @@ impl Core {
             Phase::Down => self.timers.peek(),
             Phase::Starting | Phase::Up => self.timers.next(&self.children),
         };
-        [timers, group, self.budget_ends].into_iter().flatten().min()
+        [timers, group, self.hurries, self.budget_ends].into_iter().flatten().min()
     }
 
     /// Those that did not end even when aborted.
@@ -290,6 +294,9 @@ impl Core {
 
     /// Does what is due by `now`.
     pub(crate) fn tick(&mut self, now: Instant) {
+        if self.hurries.is_some_and(|at| at <= now) {
+            self.hurry(now);
+        }
         if self.budget_ends.is_some_and(|at| at <= now) {
             self.force(now);
         }

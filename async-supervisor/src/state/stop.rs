@@ -11,6 +11,38 @@ impl Core {
         self.advance(now);
     }
 
+    /// Asks all that is left to end, at once: the time for the order is over.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        self.begin_down(now, Ending::Told);
+        self.hurries = None;
+        if self.phase != Phase::Down || self.forced {
+            return;
+        }
+        self.current = None;
+        self.stops.clear();
+        let left = self.children.iter().filter(|(_, c)| c.state.is_alive() && !c.state.is_stuck());
+        let left: Vec<_> = left.map(|(key, _)| key).collect();
+        for key in left.into_iter().rev() {
+            self.begin_stop(now, key, Why::Sequence);
+            if self.children.get(key).is_some_and(|child| child.rules.supervisor) {
+                self.actions.push(Action::Hurry { key });
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The runtime is gone, and with it all that ran on it.
+    pub(crate) fn lose(&mut self) {
+        self.phase = Phase::Ended;
+        let keys: Vec<_> = self.children.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(child) = self.children.get_mut(key) {
+                child.state = State::Stopped;
+                child.due = None;
+            }
+        }
+    }
+
     /// Aborts all that is still there, at once.
     pub(crate) fn force(&mut self, now: Instant) {
         self.begin_down(now, Ending::Told);
@@ -18,7 +50,7 @@ impl Core {
             return;
         }
         self.forced = true;
-        self.budget_ends = None;
+        (self.budget_ends, self.hurries) = (None, None);
         self.current = None;
         for key in std::mem::take(&mut self.stops) {
             self.abort(now, key);
@@ -142,7 +174,10 @@ impl Core {
         self.cause = Some(ending);
         self.down_since = Some(now);
         self.actions.push(Action::Stopping);
-        self.budget_ends = self.config.stop_budget.and_then(|budget| now.checked_add(budget));
+        if let Some(budget) = self.config.stop_budget {
+            self.budget_ends = now.checked_add(budget);
+            self.hurries = now.checked_add(budget - self.config.abort_grace.min(budget / 2));
+        }
         self.group = None;
         self.starts.clear();
         self.stops.clear();
@@ -196,7 +231,7 @@ impl Core {
         }
         if self.phase == Phase::Down && self.alive == self.stuck {
             self.phase = Phase::Ended;
-            self.budget_ends = None;
+            (self.budget_ends, self.hurries) = (None, None);
             self.actions.push(Action::Ended);
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_supervisor::{
-    AutoShutdown, Backoff, Child, Context, Every, Restart, StartError, Supervisor, Tasks,
+    AutoShutdown, Backoff, Child, Context, Every, Intensity, Restart, StartError, Supervisor, Tasks,
 };
 
 use crate::common::{idle as child, settle};
@@ -18,7 +18,23 @@ async fn it_is_refused_by_field_and_value() {
     let cases = [
         (
             one().with_children([child("a"), child("a")]),
-            "invalid `child.name`: a; expected a name of its own",
+            "invalid `child.name`: a; expected a name of its own; it is there twice in `supervisor`",
+        ),
+        (
+            one().with_child(child("")),
+            "invalid `child.name`: \"\"; expected a name, without `/` and control characters",
+        ),
+        (
+            one().with_child(child("a/b")),
+            "invalid `child.name`: \"a/b\"; expected a name, without `/` and control characters",
+        ),
+        (
+            one().with_child(child("a\nb")),
+            "invalid `child.name`: \"a\\nb\"; expected a name, without `/` and control characters",
+        ),
+        (
+            one().with_intensity(Intensity::new(3, Duration::ZERO)),
+            "invalid `intensity.period`: 0ns; expected more than zero",
         ),
         (one().with_watchdog(Duration::ZERO), "invalid `watchdog`: 0ns; expected more than zero"),
         (one().with_abort_grace(Duration::ZERO), "invalid `abort_grace`: 0ns; expected more than zero"),
@@ -92,7 +108,7 @@ async fn it_is_refused_by_field_and_value() {
         // Below, it is refused just so, before anything is started.
         let error = nested.start().await.unwrap_err();
         assert!(matches!(error, StartError::Config(_)));
-        assert_eq!(error.to_string(), text);
+        assert_eq!(error.to_string(), text.replace("in `supervisor`", "in `below`"));
         settle().await;
         assert!(!started.load(Relaxed));
     }
@@ -108,4 +124,13 @@ async fn extreme_durations_are_what_they_say() {
         .with_child(child("b").with_backoff(Backoff::constant(forever)));
     let running = supervisor.spawn().unwrap();
     assert!(running.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_has_a_name_that_fits_into_a_path() {
+    for name in ["", "a/b"] {
+        let error = Supervisor::pool().with_name(name).start().await.unwrap_err().to_string();
+        let expected = "expected a name, without `/` and control characters";
+        assert_eq!(error, format!("invalid `supervisor.name`: {name:?}; {expected}"));
+    }
 }

@@ -84,3 +84,20 @@ async fn a_listener_that_panics_harms_itself_alone() {
     log.tell("a", Order::Fail).await;
     assert_eq!(log.take(), "+a +a +a");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_is_told_in_whole_milliseconds() {
+    let log = Log::new();
+    let s = up(tolerant(Supervisor::one_for_one())
+        .with_child(log.child("a").with_backoff(Backoff::constant(Duration::from_nanos(73_283_929)))))
+    .await;
+    let mut events = s.events();
+    log.tell("a", Order::Fail).await;
+    let text = loop {
+        let event = events.recv().await.unwrap();
+        if let EventKind::Restarting { .. } = event.kind {
+            break event.to_string();
+        }
+    };
+    assert_eq!(text, "supervisor/a: restarting in 73ms");
+}

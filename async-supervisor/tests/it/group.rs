@@ -69,6 +69,7 @@ async fn the_first_failure_cancels_the_others_at_once_and_waits_for_them() {
     assert_eq!(count.get(), 0);
     let failure = group.join().await.unwrap_err();
     assert_eq!(failure.first, GroupError::Failed("no"));
+    assert!(failure.index.is_some());
     assert_eq!((failure.done, failure.cancelled, failure.others.len()), (vec![(0, 1)], 3, 0));
 }
 
@@ -90,7 +91,10 @@ async fn a_panic_is_a_failure_and_a_grace_lets_the_others_end_in_order() {
     let failure = group.join().await.unwrap_err();
     assert_eq!(failure.first, GroupError::Panicked("boom 1".into()));
     assert_eq!(failure.others, [GroupError::Failed("cleanup failed")]);
-    assert_eq!((failure.to_string().as_str(), failure.cancelled), ("panicked: boom 1 (and 1 more)", 1));
+    assert_eq!(
+        (failure.to_string().as_str(), failure.cancelled),
+        ("task 2: panicked: boom 1 (and 1 more)", 1)
+    );
     assert!(started.elapsed() < secs(5) + Duration::from_millis(5));
 }
 
@@ -101,7 +105,7 @@ async fn it_is_cancelled_with_the_token_it_stands_under() {
     group.spawn(std::future::pending());
     token.cancel();
     let failure = group.join().await.unwrap_err();
-    assert_eq!((failure.first, failure.cancelled), (GroupError::Cancelled, 1));
+    assert_eq!((failure.index, failure.first, failure.cancelled), (None, GroupError::Cancelled, 1));
     assert!(!CancellationToken::new().is_cancelled());
 }
 
@@ -174,4 +178,17 @@ async fn a_failure_can_go_on_as_an_error_of_any_kind() {
     group.spawn(std::future::pending());
     token.cancel();
     assert_eq!(group.join().await.unwrap_err().into_error().to_string(), "cancelled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_says_which_task_it_was() {
+    let mut group = TaskGroup::new();
+    for n in 0..4_u64 {
+        group.spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_secs(10 - n)).await;
+            Err::<(), _>(format!("no {n}"))
+        });
+    }
+    let failure = group.join().await.unwrap_err();
+    assert_eq!((failure.index, failure.to_string().as_str()), (Some(3), "task 3: no 3"));
 }

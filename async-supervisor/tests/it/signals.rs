@@ -42,6 +42,9 @@ fn program() {
         let deaf = Child::new("deaf", async |ctx: Context| {
             ctx.cancelled().await;
             println!("@asked");
+            // Real time, since signals are told apart by it.
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            println!("@later");
             std::future::pending::<()>().await;
         })
         .with_shutdown(Shutdown::Timeout(Duration::from_secs(3600)));
@@ -174,8 +177,11 @@ fn a_second_signal_forces() {
     let name = held("forced");
     let mut program = Program::start("deaf", &name);
     program.signal("-TERM");
-    // Two signals that come together count as one. `deaf` would take an hour.
+    // `deaf` would take an hour.
     assert_eq!(program.line(), "asked");
+    // Signals that come together count as one.
+    program.signal("-TERM");
+    assert_eq!(program.line(), "later");
     program.signal("-INT");
     let report = loop {
         let line = program.line();

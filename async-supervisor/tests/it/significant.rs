@@ -1,8 +1,8 @@
 //! OTP's significant children and automatic shutdown.
 
-use async_supervisor::{AutoShutdown, Backoff, Cause, Child, Restart, Supervisor, SupervisorState};
+use async_supervisor::{AutoShutdown, Backoff, Cause, Child, Context, Restart, Supervisor, SupervisorState};
 
-use crate::common::{Log, Order, secs, tolerant, up};
+use crate::common::{Log, Order, idle, secs, slow, tolerant, up};
 
 fn significant(log: &Log, name: &str, restart: Restart) -> Child {
     log.child(name).with_restart(restart).with_significant()
@@ -91,4 +91,44 @@ async fn a_significant_child_stopped_by_hand_or_with_its_group_stops_nothing() {
     log.tell("a", Order::Fail).await;
     assert_eq!(log.take(), "-c -b +a +c");
     assert_eq!(s.snapshot().state, SupervisorState::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_significant_child_that_failed_is_in_the_report_which_is_not_clean() {
+    let job = Child::new("job", async |_: Context| Err::<(), _>("no paper"));
+    let s = Supervisor::one_for_one()
+        .with_auto_shutdown(AutoShutdown::AnySignificant)
+        .with_children([idle("web"), job.with_restart(Restart::Temporary).with_significant()]);
+    let report = up(s).await.wait().await;
+    assert!(matches!(&report.cause, Cause::AutoShutdown { child } if &**child == "job"));
+    assert!(!report.is_clean());
+    let text = report.to_string();
+    assert_eq!(text, "supervisor `supervisor` stopped because `job` ended (in 0ns); `job` failed: no paper");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_failed_while_another_started_is_in_the_report_too() {
+    let job = Child::new("job", async |_: Context| Err::<(), _>("no paper"));
+    let s = Supervisor::one_for_one()
+        .with_auto_shutdown(AutoShutdown::AnySignificant)
+        .with_children([job.with_restart(Restart::Temporary).with_significant(), slow("web")]);
+    let report = up(s).await.wait().await;
+    assert_eq!((report.failed.len(), &*report.failed[0].0), (1, "job"), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_all_significant_children_those_that_failed_are_in_the_report() {
+    let log = Log::new();
+    let names = ["a", "b", "c"];
+    let s = tolerant(Supervisor::one_for_one())
+        .with_auto_shutdown(AutoShutdown::AllSignificant)
+        .with_children(names.map(|name| significant(&log, name, Restart::Temporary)));
+    let s = up(s).await;
+    for (name, order) in names.into_iter().zip([Order::Fail, Order::Panic, Order::End]) {
+        log.tell(name, order).await;
+    }
+    let report = s.wait().await;
+    let failed: Vec<_> = report.failed.iter().map(|(name, exit)| format!("{name} {exit}")).collect();
+    assert_eq!(failed, ["a failed: told to fail", "b panicked: told to panic"]);
+    assert!(!report.is_clean());
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use async_supervisor::{
-    AutoShutdown, Backoff, Cause, Child, ChildState, Context, Restart, Shutdown, Supervisor,
+    AutoShutdown, Backoff, Cause, Child, ChildState, Context, Restart, Shutdown, Supervisor, SupervisorState,
 };
 use tokio::time::{Instant, sleep};
 
@@ -177,6 +177,9 @@ fn a_runtime_that_is_shut_down_ends_all_and_is_told_so() {
     drop(runtime);
     let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert!(matches!(other.block_on(handle.wait()).cause, Cause::Lost));
+    let snapshot = handle.snapshot();
+    assert_eq!(snapshot.state, SupervisorState::Stopped);
+    assert_eq!(snapshot.child("a").unwrap().state, ChildState::Stopped);
     assert!(matches!(other.block_on(handle.stop_child("a")), Err(async_supervisor::CommandError::ShutDown)));
 }
 
@@ -232,4 +235,43 @@ async fn a_supervisor_below_is_forced_when_its_time_is_up() {
         assert!((within..within + ms(5)).contains(&took), "{took:?}");
         assert!(s.stop().await.is_clean());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_aborted_unasked_when_the_budget_ends() {
+    let log = Log::new();
+    let sub = Supervisor::one_for_one().with_name("sub").with_children([log.child("below"), deaf("deep")]);
+    let s = Supervisor::one_for_one().with_stop_budget(ms(450)).with_children([
+        log.child("a"),
+        log.child_with("b", ms(50)),
+        sub.into_child(),
+        deaf("deaf"),
+    ]);
+    let s = up(s).await;
+    log.take();
+    let started = Instant::now();
+    let report = s.stop().await;
+    let took = started.elapsed();
+    assert!((ms(450)..ms(455)).contains(&took), "{took:?}");
+    // Out of turn, a grace before the end: all at once, so in no order that counts.
+    let asked = log.take();
+    let mut asked: Vec<_> = asked.split(' ').collect();
+    asked.sort_unstable();
+    assert_eq!(asked, ["-a", "-b", "-below"]);
+    let mut aborted = report.aborted.clone();
+    aborted.sort();
+    assert!(aborted.contains(&"deaf".into()) && aborted.contains(&"sub/deep".into()), "{report}");
+    assert!(!aborted.iter().any(|name| matches!(&**name, "a" | "b" | "sub/below")), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_shorter_than_the_grace_leaves_half_of_it_to_those_whose_turn_has_not_come() {
+    let log = Log::new();
+    let s = Supervisor::one_for_one().with_stop_budget(ms(60)).with_children([
+        log.child_with("a", ms(20)),
+        log.child_with("b", ms(40)),
+        deaf("deaf"),
+    ]);
+    let report = up(s).await.stop().await;
+    assert_eq!(report.aborted, ["b".into(), "deaf".into()], "{report}");
 }

@@ -82,7 +82,7 @@ fn falls_and_restarts_are_logged_and_counted() {
     });
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let telling: Vec<_> =
-        text.lines().map(|line| line.trim_start().replace("async_supervisor::telemetry: ", "")).collect();
+        text.lines().map(|line| line.trim_start().replace("async_supervisor: ", "")).collect();
     for line in [
         r#"DEBUG started supervisor="root" child="a" attempt=1"#,
         r#"WARN exited supervisor="root" child="a" exit=failed: told to fail"#,

@@ -2,7 +2,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use async_supervisor::{
-    Backoff, BoxError, Child, ChildState, Context, EventKind, Exit, Health, Intensity, Supervisor, Worker,
+    Backoff, BoxError, Child, ChildState, Context, EventKind, Exit, Health, Intensity, Restart, Shutdown,
+    Supervisor, Worker,
 };
 use tokio::time::{Instant, sleep};
 
@@ -219,4 +220,80 @@ async fn a_pool_is_up_when_all_its_children_are_which_start_side_by_side() {
     assert!(s.stop().await.is_clean());
     let error = Supervisor::pool().with_children([slow("a", 3), slow("b", 7)]).start().await.unwrap_err();
     assert!(error.to_string().ends_with("`b`: not ready within 5s"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_without_an_end_is_a_worker() {
+    let ticks = Child::new("ticks", async |_: Context| {
+        loop {
+            tokio::time::sleep(secs(1)).await;
+        }
+    });
+    let tocks = Child::periodic("tocks", async_supervisor::Every::new(secs(1)), async |ctx: Context| {
+        loop {
+            ctx.token().cancelled().await;
+            tokio::task::yield_now().await;
+        }
+    });
+    let quick = Shutdown::Timeout(ms(10));
+    let s = Supervisor::one_for_one()
+        .with_children([ticks.with_shutdown(quick), tocks.with_shutdown(Shutdown::Abort)]);
+    let s = up(s).await;
+    assert_eq!(s.stop().await.aborted, ["ticks".into()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_ends_before_it_is_ready_is_said_to() {
+    let hasty = || Child::new("hasty", async |_: Context| {}).with_readiness(secs(1));
+    let error = Supervisor::one_for_one().with_child(hasty()).start().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "supervisor `supervisor` did not start: `hasty`: it ended before it was ready"
+    );
+    let s = up(Supervisor::one_for_one()).await;
+    let error = s.add(hasty()).await.unwrap_err();
+    assert_eq!(error.to_string(), "child `hasty` did not start: it ended before it was ready");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_for_its_turn_to_be_restarted_is_restarting() {
+    let short = |name: &str| Child::new(name, async |_: Context| tokio::time::sleep(ms(500)).await);
+    let s = tolerant(Supervisor::one_for_one())
+        .with_children([
+            short("again"),
+            short("once").with_restart(Restart::Transient),
+            crate::common::slow("slow"),
+        ])
+        .spawn()
+        .unwrap();
+    tokio::time::sleep(ms(700)).await;
+    let snapshot = s.snapshot();
+    assert_eq!(snapshot.child("slow").unwrap().state, ChildState::Starting);
+    let state = |name: &str| snapshot.child(name).unwrap().state;
+    assert_eq!((state("again"), state("once")), (ChildState::Restarting, ChildState::Stopped));
+    let text = snapshot.to_string();
+    assert!(text.lines().all(|line| line == line.trim_end()), "{text}");
+    assert_eq!(
+        text,
+        "supervisor (one_for_one) starting\n├─ again  restarting\n├─ once   stopped\n└─ slow   starting"
+    );
+    assert!(s.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_by_hand_that_fails_leaves_a_permanent_child_stopped() {
+    let child = Child::new("a", async |ctx: Context| {
+        if ctx.attempt() == 2 {
+            return Err("no port");
+        }
+        ctx.ready();
+        ctx.cancelled().await;
+        Ok(())
+    });
+    let s = up(Supervisor::one_for_one().with_child(child.with_readiness(secs(5)))).await;
+    assert!(s.restart_child("a").await.is_err());
+    tokio::time::sleep(secs(60)).await;
+    assert_eq!(s.snapshot().child("a").unwrap().state, ChildState::Stopped);
+    s.start_child("a").await.unwrap();
+    assert!(s.stop().await.is_clean());
 }

@@ -21,6 +21,7 @@ enum Chaos {
     Add(usize, Restart),
     Pass(u64),
     Stop,
+    Hurry,
     Force,
 }
 
@@ -34,6 +35,7 @@ fn chaos() -> impl Strategy<Value = Chaos> {
         2 => (0..8_usize, restart()).prop_map(|(child, restart)| Chaos::Add(child, restart)),
         4 => (0..3000_u64).prop_map(Chaos::Pass),
         1 => Just(Chaos::Stop),
+        1 => Just(Chaos::Hurry),
         1 => Just(Chaos::Force),
     ]
 }
@@ -122,6 +124,10 @@ proptest! {
                 Chaos::Pass(ms) => world.pass(Duration::from_millis(ms)),
                 Chaos::Stop => {
                     world.core.stop(world.now);
+                    world.act();
+                }
+                Chaos::Hurry => {
+                    world.core.hurry(world.now);
                     world.act();
                 }
                 Chaos::Force => {

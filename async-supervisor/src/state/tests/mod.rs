@@ -121,7 +121,11 @@ impl World {
                         let since = self.started;
                         self.core.beat(self.now, key, epoch, since);
                     }
-                    Action::Up | Action::Stopping | Action::Note { .. } => {}
+                    Action::Up
+                    | Action::Stopping
+                    | Action::Note { .. }
+                    | Action::Blame { .. }
+                    | Action::Hurry { .. } => {}
                 }
             }
             self.check();
@@ -295,9 +299,11 @@ fn the_budget_ends_a_stop() {
     world.obedient = false;
     world.core.stop(world.now);
     world.act();
-    world.pass(Duration::from_millis(999));
+    world.pass(Duration::from_millis(899));
     assert_eq!((world.cancelled.len(), world.aborted.len()), (1, 0));
     world.pass(Duration::from_millis(1));
+    assert_eq!((world.cancelled.len(), world.aborted.len()), (3, 0));
+    world.pass(Duration::from_millis(100));
     assert_eq!(world.aborted.len(), 3);
     assert_eq!(world.core.aborted.len(), 3);
     for name in ["a", "b", "c"] {
