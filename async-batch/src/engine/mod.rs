@@ -183,6 +183,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
                         continue;
                     }
                     ready!(spend(&mut self.polls, cx));
+                    ready!(budgeted(cx));
                     self.due.pop();
                     let ended = if self.core.stopped().is_some() {
                         self.stop(at)
@@ -224,15 +225,22 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
     }
 }
 
-/// Gives way to the rest of the task, and of the runtime, when the budget is used up: by our polls, or by what the items
-/// did in theirs. (What is polled without any budget is polled in vain, and comes out of order.)
+/// Gives way to the rest of the task, and of the runtime, when our polls have used up the budget.
 #[inline]
 fn spend(polls: &mut u32, cx: &mut Context<'_>) -> Poll<()> {
     *polls += 1;
     if *polls >= POLLS_PER_UNIT {
         ready!(coop::poll_proceed(cx)).made_progress();
         *polls = 0;
+        ready!(budgeted(cx));
     }
+    Poll::Ready(())
+}
+
+/// The same when the items have, in theirs: what is polled without any budget is polled in vain, and comes out of order. Asked
+/// before an item is polled that may wait; items that are all ready are spared it.
+#[inline]
+fn budgeted(cx: &mut Context<'_>) -> Poll<()> {
     if !coop::has_budget_remaining() {
         // Pending, and awake again once the others have had their turn.
         drop(ready!(coop::poll_proceed(cx)));

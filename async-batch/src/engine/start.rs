@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use super::clock::{expire, passed};
 use super::end::count;
-use super::{Engine, SettledOf, Sink, spend};
+use super::{Engine, SettledOf, Sink, budgeted, spend};
 use crate::Settled;
 use crate::detail::{Attempts, Keep};
 use crate::slot::{Slot, step, under};
@@ -91,6 +91,9 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
         // There while an item's own code runs: a panic is its result then, and otherwise passes through.
         let mut under_way = None;
         let ran = catch_unwind(AssertUnwindSafe(|| {
+            if budgeted(cx).is_pending() {
+                return Burst::Spent;
+            }
             while room > 0 {
                 room -= 1;
                 if passed(*deadline) {
