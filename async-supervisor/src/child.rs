@@ -149,7 +149,8 @@ impl Child {
     /// after `limit` is stopped, and its start has failed. Zero is refused when the supervisor is started.
     ///
     /// Starts are sequential, restarts too: while one child gets ready, or is being stopped, no sibling is started or restarted. What is slow
-    /// to get ready, and nobody waits for, is better without readiness, in a [pool](crate::Supervisor::pool), or under a supervisor of its own.
+    /// to get ready, and nobody waits for, is better without readiness or in a [pool](crate::Supervisor::pool). Under a supervisor of its own its
+    /// restarts hold up nobody else; its first start still does, since a supervisor is up when its children are.
     ///
     /// A first start that fails, of the supervisor or by [`add`](crate::Handle::add), is not tried again: it fails
     /// ([`StartError`](crate::StartError), [`StartFailed`](crate::CommandError::StartFailed)), as in OTP. Where a peer may be away at

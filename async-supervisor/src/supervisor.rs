@@ -254,7 +254,8 @@ impl Supervisor {
     /// handles lead to (see [`Handle::supervisor`]). It reads its own intensity, watches its own children, and shares the root's events and
     /// watchdog.
     ///
-    /// It is [waited for](Shutdown::Wait) when it is stopped. When it gives up, it has failed
+    /// It is [waited for](Shutdown::Wait) when it is stopped. With a time-out instead, what is left below is aborted then, asked or not: a
+    /// shorter [stop budget](Self::with_stop_budget) of its own asks first. When it gives up, it has failed
     /// ([`Exit::MeltedDown`]), and its own parent restarts it as its restart says; unlike in OTP, that holds for
     /// transient ones too.
     pub fn into_child(self) -> Child {

@@ -54,7 +54,7 @@ impl Runner {
                     && self.blamed.len() < BLAMED
                     && let Some(exit) = unit.failed.take()
                 {
-                    self.blamed.push((Arc::clone(&unit.name), exit));
+                    self.blamed.push((Arc::clone(&unit.name), *exit));
                 }
             }
             // A supervisor is not aborted: it is told to abort what is below it.

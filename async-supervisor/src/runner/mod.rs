@@ -49,7 +49,7 @@ struct Unit {
     significant: bool,
     run: Option<(Arc<Run>, Option<AbortHandle>)>,
     /// How its last run failed, if it did and is significant.
-    failed: Option<Exit>,
+    failed: Option<Box<Exit>>,
 }
 
 /// A command that has not been answered, and the child that came with it.
@@ -218,7 +218,7 @@ impl Runner {
                 let exit = overdue.unwrap_or(exit);
                 self.emit_of(key, |child| EventKind::Exited { child, exit: exit.clone() });
                 if let Some(unit) = self.unit(key).filter(|unit| unit.significant) {
-                    let failed = if exit.is_normal() { None } else { Some(exit.clone()) };
+                    let failed = if exit.is_normal() { None } else { Some(Box::new(exit.clone())) };
                     bury(std::mem::replace(&mut unit.failed, failed));
                 }
                 if down && !matches!(exit, Exit::Completed | Exit::Aborted) {

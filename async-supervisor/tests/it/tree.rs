@@ -373,3 +373,27 @@ proptest! {
         });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_restart_below_holds_up_nobody_above() {
+    let log = Log::new();
+    let sub = tolerant(Supervisor::one_for_one()).with_name("sub").with_child(
+        Child::new("slow", async |ctx: Context| {
+            if ctx.attempt() == 1 {
+                ctx.ready();
+                tokio::time::sleep(secs(1)).await;
+                return Err("lost");
+            }
+            ctx.cancelled().await;
+            Ok(())
+        })
+        .with_readiness(secs(60)),
+    );
+    let s = up(tolerant(Supervisor::one_for_one()).with_children([log.child("web"), sub.into_child()])).await;
+    tokio::time::sleep(secs(5)).await;
+    let below = s.snapshot().child("sub").unwrap().supervisor.clone().unwrap();
+    assert_eq!(below.child("slow").unwrap().state, ChildState::Starting);
+    log.tell("web", Order::Fail).await;
+    assert_eq!(log.take(), "+web +web");
+    assert!(s.stop().await.is_clean());
+}
