@@ -23,6 +23,12 @@ pub(crate) struct Held<'a> {
     pub(crate) cancelled: &'a AtomicBool,
 }
 
+/// Whether a file of the same length holds `bytes`.
+fn holds(ops: &dyn Ops, file: &File, bytes: &[u8]) -> Result<bool, Fault> {
+    let mut content = vec![0; bytes.len()];
+    Ok(ops.read_again(file, &mut content).step("read the file")? && content == bytes)
+}
+
 impl Held<'_> {
     /// The content to be changed.
     pub(crate) fn read(&self) -> Result<(Vec<u8>, Meta), Fault> {
@@ -49,7 +55,7 @@ impl Held<'_> {
         let found = bytes.len() as u64;
         if old.is_some_and(|old| old.len == found) && raw.is_none_or(|raw| raw == bytes) {
             let file = self.open()?;
-            let same = raw.is_some() || target::read(ops, &file, options)?.0 == bytes;
+            let same = raw.is_some() || holds(ops, &file, bytes)?;
             // It may have been made visible only. Where a sync fails, the bytes are written anew.
             let durable = || ops.sync(&file).is_ok() && ops.sync_dir(&target.dir).is_ok();
             if same && (options.durability == Durability::Visible || durable()) {
