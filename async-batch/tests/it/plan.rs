@@ -45,7 +45,7 @@ impl Policy for Thrice {
 
 /// Refuses everything.
 #[derive(Debug)]
-struct Closed;
+pub(crate) struct Closed;
 
 impl Policy for Closed {
     async fn execute<Op>(&self, _: Op) -> Result<Op::Value, Op::Error>

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_batch::{Gather, Stop, Stopped};
 use async_policy::testing::drop_at_every_await;
-use async_policy::{Operation, Policy, PolicyError, PolicyKind, Reason, Rejection};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
+
+use crate::plan::Closed;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -94,20 +95,6 @@ async fn under_a_stop_dropped_at_every_await_the_items_are_dropped() {
     )
     .await;
     assert!(points > 3, "{points}");
-}
-
-/// Refuses everything.
-#[derive(Debug)]
-struct Closed;
-
-impl Policy for Closed {
-    async fn execute<Op>(&self, _: Op) -> Result<Op::Value, Op::Error>
-    where
-        Op: Operation,
-        Op::Error: PolicyError,
-    {
-        Err(Op::Error::from_rejection(Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen)))
-    }
 }
 
 #[tokio::test(start_paused = true)]
