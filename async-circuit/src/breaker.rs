@@ -376,7 +376,8 @@ impl CircuitBreaker {
         if ending == Ending::Success {
             let word = hot.word.load(Ordering::Acquire);
             let late = word >> FLAG_BITS != stamp.epoch;
-            if late && hot.slower_than.is_none() {
+            // A late probe still gives its place back.
+            if late && stamp.state == State::Closed && hot.slower_than.is_none() {
                 return;
             }
             if word & SPOTLESS != 0 && !late {

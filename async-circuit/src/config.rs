@@ -11,7 +11,7 @@ use crate::{CircuitBreaker, CircuitBreakers, DEFAULT_FAILURE_RATE, Event, Mode, 
 
 /// How many probes decide unless configured: 1.
 pub const DEFAULT_PROBES: NonZeroU32 = NonZeroU32::MIN;
-/// How long the circuit stays half-open without a decision unless configured: 60 s.
+/// How long probes may be in flight without a decision unless configured: 60 s.
 pub const DEFAULT_HALF_OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How the probes of a half-open circuit are judged.
@@ -116,8 +116,8 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// How long the probes have, all together: a circuit still half-open after that is opened again, so that one
-    /// probe that hangs cannot block it.
+    /// How long probes may be in flight without a decision: after that the circuit is opened again, so that one which
+    /// hangs cannot block it. While none is in flight the time stands still: where few calls come, the next one is a probe.
     pub const fn with_half_open_limit(mut self, limit: Duration) -> Self {
         self.config.half_open_limit = limit;
         self

@@ -6,7 +6,7 @@
 //! | open | a call after the open time | half-open; the call is a probe |
 //! | half-open | the probes' judgement is certain: failed | open |
 //! | half-open | the probes' judgement is certain: succeeded | closed, with empty windows |
-//! | half-open | anything after the half-open limit | open |
+//! | half-open | anything, once probes have been in flight for the half-open limit | open |
 //! | any | the mode is set, the breaker reset or restored | what that says |
 //!
 //! 1. Each transition starts a new epoch; a result from an earlier epoch changes no window and no state.
@@ -40,9 +40,19 @@ const RAMP_START: f64 = 0.1;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
-    Closed { ramp: Option<Ramp> },
-    Open { until: Duration },
-    HalfOpen { until: Duration, in_flight: u32, good: u32, bad: u32 },
+    Closed {
+        ramp: Option<Ramp>,
+    },
+    Open {
+        until: Duration,
+    },
+    /// Probes in flight have `until` then to answer; where there is none, it waits for calls.
+    HalfOpen {
+        until: Duration,
+        in_flight: u32,
+        good: u32,
+        bad: u32,
+    },
 }
 
 /// The way back to full traffic. Calls earn a share of a place each, so that those let through are evenly spread.
@@ -157,11 +167,8 @@ impl Circuit {
                 Phase::Closed { ramp } => {
                     ramp.is_none_or(|ramp| share(ramp.since, self.config.ramp, now) >= 1.0)
                 }
-                // Forgotten sooner, a dead backend would get all calls where a probe was promised.
-                Phase::Open { until } | Phase::HalfOpen { until, .. } => {
-                    let long = until.saturating_sub(self.since).saturating_mul(REMEMBERED);
-                    until.checked_add(long).is_some_and(|end| end <= now)
-                }
+                Phase::Open { until } => given_up(until, until.saturating_sub(self.since), now),
+                Phase::HalfOpen { until, .. } => given_up(until, self.config.half_open_limit, now),
             }
     }
 
@@ -200,7 +207,10 @@ impl Circuit {
             }
             Some(refusal) => Admission::Refused(refusal),
             None => {
-                if let Phase::HalfOpen { in_flight, .. } = &mut self.phase {
+                if let Phase::HalfOpen { until, in_flight, .. } = &mut self.phase {
+                    if *in_flight == 0 {
+                        *until = now.saturating_add(self.config.half_open_limit);
+                    }
                     *in_flight += 1;
                 }
                 Admission::Admitted(Stamp { epoch: self.epoch, state: self.state() })
@@ -213,7 +223,7 @@ impl Circuit {
         match self.phase {
             Phase::Open { until: Duration::MAX } => Some(Refusal::open(Duration::MAX)),
             Phase::Open { until } if now < until => Some(Refusal::open(until - now)),
-            Phase::HalfOpen { until, in_flight, good, bad } if now < until => {
+            Phase::HalfOpen { until, in_flight, good, bad } if in_flight == 0 || now < until => {
                 let probes = self.config.probes.get();
                 let taken = in_flight + good + bad >= probes || in_flight + self.straggling(now) >= probes;
                 // Nobody knows when the probes will answer.
@@ -312,7 +322,9 @@ impl Circuit {
     /// What time alone does.
     fn tick(&mut self, now: Duration) {
         match self.phase {
-            Phase::HalfOpen { until, .. } if until <= now => self.open(Cause::HalfOpenExpired, now),
+            Phase::HalfOpen { until, in_flight: 1.., .. } if until <= now => {
+                self.open(Cause::HalfOpenExpired, now);
+            }
             Phase::Closed { ramp: Some(ramp) } if share(ramp.since, self.config.ramp, now) >= 1.0 => {
                 self.phase = Phase::Closed { ramp: None };
                 self.openings = 0;
@@ -362,8 +374,7 @@ impl Circuit {
     }
 
     fn half_open(&mut self, now: Duration) {
-        let until = now.saturating_add(self.config.half_open_limit);
-        let phase = Phase::HalfOpen { until, in_flight: 0, good: 0, bad: 0 };
+        let phase = Phase::HalfOpen { until: now, in_flight: 0, good: 0, bad: 0 };
         self.turn(phase, Cause::OpenTimeOver, now);
     }
 
@@ -413,6 +424,12 @@ fn share(since: Duration, ramp: Option<Duration>, now: Duration) -> f64 {
     let Some(ramp) = ramp else { return 1.0 };
     let passed = now.saturating_sub(since).as_secs_f64() / ramp.as_secs_f64();
     (RAMP_START + (1.0 - RAMP_START) * passed).min(1.0)
+}
+
+/// Whether a time that ended `until` then is over for long. (Forgotten sooner, a dead backend would get all calls where a probe
+/// was promised.)
+fn given_up(until: Duration, time: Duration, now: Duration) -> bool {
+    until.checked_add(time.saturating_mul(REMEMBERED)).is_some_and(|end| end <= now)
 }
 
 /// `now` and `time` later, but before "for ever".

@@ -107,6 +107,11 @@ impl Naive {
             .count()
     }
 
+    /// A probe of this half-open time has not answered.
+    fn waits(&self) -> bool {
+        self.all_probes.iter().any(|((epoch, _), _, ended)| !ended && *epoch == self.epoch)
+    }
+
     fn go(&mut self, place: Place) {
         self.epoch += 1;
         self.place = place;
@@ -124,7 +129,7 @@ impl Naive {
     }
 
     fn tick(&mut self, now: u64) {
-        if matches!(self.place, Place::HalfOpen { until, .. } if until <= now) {
+        if matches!(self.place, Place::HalfOpen { until, .. } if self.waits() && until <= now) {
             self.open(now);
         }
     }
@@ -133,9 +138,10 @@ impl Naive {
     fn admit(&mut self, now: u64) -> Option<(u64, usize)> {
         self.tick(now);
         if matches!(self.place, Place::Open { until } if until <= now) {
-            self.go(Place::HalfOpen { until: now + self.limit, probes: Vec::new() });
+            self.go(Place::HalfOpen { until: 0, probes: Vec::new() });
         }
         let in_flight = self.probes_in_flight(now);
+        let waits = self.waits();
         match &mut self.place {
             Place::Closed => Some((self.epoch, 0)),
             Place::Open { .. } => None,
@@ -143,6 +149,9 @@ impl Naive {
                 // In flight or answered; those that told nothing have made room.
                 let taken = probes.iter().filter(|probe| !matches!(probe, Some(None))).count();
                 (taken.max(in_flight) < self.probes as usize).then(|| {
+                    if !waits {
+                        *until = now + self.limit;
+                    }
                     probes.push(None);
                     let call = (self.epoch, probes.len() - 1);
                     self.all_probes.push((call, *until, false));

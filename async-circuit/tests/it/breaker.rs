@@ -173,6 +173,42 @@ async fn permits_report_by_hand() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_that_answers_after_the_decision_gives_its_place_back_however_it_ends() {
+    for end in [OwnedPermit::success, OwnedPermit::failure, OwnedPermit::ignore, drop as fn(OwnedPermit)] {
+        let breaker = quick();
+        fail(&breaker, 2).await;
+        advance(Duration::from_secs(1)).await;
+        let probe = breaker.try_acquire_owned().unwrap();
+        breaker.reset();
+        fail(&breaker, 2).await;
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(breaker.try_acquire().unwrap_err().reason(), Reason::ProbesTaken);
+        end(probe);
+        assert!(breaker.try_acquire().unwrap().is_probe());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_few_calls_it_recovers_too() {
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
+        .with_open_for(Duration::from_secs(1))
+        .with_probes(NonZeroU32::new(3).unwrap())
+        .build()
+        .unwrap();
+    fail(&breaker, 1).await;
+    // One call in so long a time; the second is given up.
+    for dropped in [false, true, false, false] {
+        advance(Duration::from_secs(3600)).await;
+        let probe = breaker.try_acquire().unwrap();
+        if !dropped {
+            probe.success();
+        }
+    }
+    assert_eq!(breaker.state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn slow_calls_open_it_too() {
     let n = |n| NonZeroU32::new(n).unwrap();
     let slow = Trip::slow_rate(0.5, Duration::from_millis(100)).with_min_calls(n(4));
