@@ -104,7 +104,8 @@ impl Backoff {
         healthy >= self.reset_after
     }
 
-    /// The delay after `failures` earlier failures in a row; `random` in `[0, 1)` is where in the jitter it falls.
+    /// The delay after `failures` earlier failures in a row; `random` in `[0, 1)` is where in the jitter it falls. Anything else counts as
+    /// the nearer end of that, and what is no number as 0.
     #[must_use]
     pub fn delay(&self, failures: u32, random: f64) -> Duration {
         if self.base.is_zero() {
@@ -114,10 +115,15 @@ impl Backoff {
         let grown = self.base.as_secs_f64() * self.factor.powi(exponent);
         // Written so that an overflow to infinity is capped too.
         let plain = if grown < self.cap.as_secs_f64() { Duration::from_secs_f64(grown) } else { self.cap };
+        let random = if random.is_nan() { 0.0 } else { random.clamp(0.0, 1.0) };
+        let part = |of: Duration| {
+            let part = Duration::try_from_secs_f64(of.as_secs_f64() * random);
+            part.map_or(of, |part| part.min(of))
+        };
         match self.jitter {
             Jitter::None => plain,
-            Jitter::Equal => plain / 2 + (plain - plain / 2).mul_f64(random.clamp(0.0, 1.0)),
-            Jitter::Full => plain.mul_f64(random.clamp(0.0, 1.0)),
+            Jitter::Equal => plain / 2 + part(plain - plain / 2),
+            Jitter::Full => part(plain),
         }
     }
 }

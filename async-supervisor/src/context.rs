@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-use crate::handle::{Message, Shared};
+use crate::shared::{Message, Shared};
 use crate::state::Key;
 use crate::{Handle, Health};
 

@@ -14,6 +14,7 @@ mod periodic;
 mod poll;
 mod report;
 mod runner;
+mod shared;
 mod signal;
 mod snapshot;
 mod spec;

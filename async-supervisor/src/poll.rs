@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::context::Run;
-use crate::handle::Shared;
+use crate::shared::Shared;
 
 /// A poll that is going on.
 #[derive(Clone)]

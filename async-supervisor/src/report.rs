@@ -44,6 +44,25 @@ pub struct Report {
 }
 
 impl Report {
+    pub(crate) fn lost(supervisor: &Arc<str>) -> Self {
+        Self {
+            supervisor: Arc::clone(supervisor),
+            cause: Cause::Lost,
+            aborted: Vec::new(),
+            leaked: Vec::new(),
+            failed: Vec::new(),
+            took: Duration::ZERO,
+        }
+    }
+
+    /// What it is for a parent.
+    pub(crate) fn exit(&self) -> Exit {
+        match &self.cause {
+            Cause::MeltedDown(down) => Exit::MeltedDown(down.clone()),
+            Cause::Stopped | Cause::AutoShutdown { .. } | Cause::Lost => Exit::Completed,
+        }
+    }
+
     /// Whether it ended on purpose and each child ended in time and without a failure, those included by whose end it was stopped.
     #[must_use]
     pub fn is_clean(&self) -> bool {

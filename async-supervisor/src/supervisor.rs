@@ -4,18 +4,15 @@ use std::time::Duration;
 
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::error::check_name;
-use crate::event::Hub;
-use crate::handle::{Message, Place, Shared};
 use crate::runner::{Guard, Runner};
+use crate::shared::Shared;
 use crate::state::{Config, Core};
 use crate::watchdog::Watchdog;
-use crate::worker::{Launch, Task};
+use crate::worker::{Launch, spawn};
 use crate::{
-    AutoShutdown, Cause, Child, ConfigError, Context, Exit, Handle, Intensity, Report, Running, Shutdown,
-    StartError, Strategy, WorkerError,
+    AutoShutdown, Child, ConfigError, Context, Handle, Intensity, Running, Shutdown, StartError, Strategy,
 };
 
 /// A supervisor's specification: its children in order, and what to do when they fall.
@@ -36,9 +33,7 @@ use crate::{
 #[must_use = "a supervisor does nothing until it is started"]
 #[derive(Clone, Debug)]
 pub struct Supervisor {
-    name: Arc<str>,
     config: Config,
-    seed: Option<u64>,
     watchdog: Option<Duration>,
     children: Vec<Child>,
 }
@@ -49,15 +44,16 @@ impl Supervisor {
     /// A supervisor with this strategy.
     pub fn new(strategy: Strategy) -> Self {
         let config = Config {
+            name: "supervisor".into(),
             strategy,
             intensity: Intensity::default(),
             auto_shutdown: AutoShutdown::Never,
             stop_budget: None,
             abort_grace: Self::ABORT_GRACE,
             max_children: None,
-            seed: 0,
+            seed: None,
         };
-        Self { name: "supervisor".into(), config, seed: None, watchdog: None, children: Vec::new() }
+        Self { config, watchdog: None, children: Vec::new() }
     }
 
     /// A child that falls is restarted alone.
@@ -85,7 +81,7 @@ impl Supervisor {
 
     /// Names it, for reports and snapshots. As a child's name it must not be empty, nor have a `/` or control characters.
     pub fn with_name(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.name = name.into();
+        self.config.name = name.into();
         self
     }
 
@@ -140,7 +136,7 @@ impl Supervisor {
 
     /// Makes the jitter of the backoff the same in each run.
     pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
+        self.config.seed = Some(seed);
         self
     }
 
@@ -157,7 +153,7 @@ impl Supervisor {
 
     /// Whether it can be made like this, with these children and all that is below them.
     fn check(&self, children: &[Child]) -> Result<(), ConfigError> {
-        check_name("supervisor.name", &self.name)?;
+        check_name("supervisor.name", &self.config.name)?;
         self.config.intensity.check()?;
         if self.watchdog.is_some_and(|limit| limit.is_zero()) {
             return Err(ConfigError::new("watchdog", "0ns", "more than zero"));
@@ -177,35 +173,26 @@ impl Supervisor {
         for child in children {
             child.check(self.config.auto_shutdown)?;
             if !names.insert(&child.name) {
-                let expected = format_args!("a name of its own; it is there twice in `{}`", self.name);
+                let expected = format_args!("a name of its own; it is there twice in `{}`", self.config.name);
                 return Err(ConfigError::new("child.name", &child.name, expected));
             }
         }
         Ok(())
     }
 
-    fn prepare(&self, children: Vec<Child>, place: Place) -> Result<(Handle, Runner), ConfigError> {
-        let mut config = self.config.clone();
-        config.seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
-        let (check, strategy, most) = (config.auto_shutdown, config.strategy, config.max_children);
-        // What is below a parent was checked with it.
-        if place.above.is_none() {
-            self.check(&children)?;
-        }
+    /// Makes it, from a specification that has been checked.
+    fn prepare(&self, children: Vec<Child>, above: Option<Context>) -> (Handle, Runner) {
         let there = children.len();
-        let (mut core, mut keys) = (Core::new(config, there), Vec::with_capacity(there));
-        let now = Instant::now();
-        for child in &children {
-            let key = core.prepare(now, Arc::clone(&child.name), Arc::clone(&child.rules));
-            let key = key.ok_or_else(|| ConfigError::new("child.name", &child.name, "a name of its own"))?;
-            keys.push(key);
-        }
-        let (shared, inbox) = Shared::new(Arc::clone(&self.name), strategy, core, place);
-        let mut runner = Runner::new(Arc::clone(&shared), inbox, there, check, most.unwrap_or(usize::MAX));
+        let (mut core, now) = (Core::new(self.config.clone(), there, fastrand::u64(..)), Instant::now());
+        let prepare = |child: &Child| core.prepare(now, Arc::clone(&child.name), Arc::clone(&child.rules));
+        let keys: Vec<_> = children.iter().map(prepare).collect();
+        let watchdog = self.watchdog.map(Watchdog::new);
+        let (shared, inbox) = Shared::new(Arc::clone(&self.config.name), core, above.as_ref(), watchdog);
+        let mut runner = Runner::new(Arc::clone(&shared), inbox, above, there);
         for (key, child) in keys.into_iter().zip(children) {
             runner.adopt(key, child);
         }
-        Ok((Handle::new(shared), runner))
+        (Handle::new(shared), runner)
     }
 
     /// Starts it and returns at once, while its children are being started one after the other.
@@ -219,12 +206,9 @@ impl Supervisor {
     /// Outside a tokio runtime with timers.
     pub fn spawn(mut self) -> Result<Running, ConfigError> {
         let children = std::mem::take(&mut self.children);
-        let watchdog = self.watchdog.map(Watchdog::new);
-        let place =
-            Place { above: None, stop: CancellationToken::new(), hub: Arc::new(Hub::new()), watchdog };
-        let (handle, runner) = self.prepare(children, place)?;
-        let root = runner.into_root();
-        tokio::spawn(root.run());
+        self.check(&children)?;
+        let (handle, runner) = self.prepare(children, None);
+        tokio::spawn(runner.run());
         Ok(Running::new(handle))
     }
 
@@ -259,9 +243,8 @@ impl Supervisor {
     /// ([`Exit::MeltedDown`]), and its own parent restarts it as its restart says; unlike in OTP, that holds for
     /// transient ones too.
     pub fn into_child(self) -> Child {
-        let name = Arc::clone(&self.name);
-        let spec = Arc::new(self);
-        let mut child = Child::launching(name, Arc::new(Nested(spec)));
+        let name = Arc::clone(&self.config.name);
+        let mut child = Child::launching(name, Arc::new(Nested(self)));
         let rules = child.rules();
         rules.supervisor = true;
         rules.mute = true;
@@ -272,7 +255,7 @@ impl Supervisor {
 }
 
 /// Runs a supervisor as a child.
-struct Nested(Arc<Supervisor>);
+struct Nested(Supervisor);
 
 impl Launch for Nested {
     fn check(&self) -> Result<(), ConfigError> {
@@ -280,41 +263,8 @@ impl Launch for Nested {
     }
 
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
-        let above = &ctx.run.shared;
-        let prepared = self.0.prepare(
-            self.0.children.clone(),
-            Place {
-                above: Some(Arc::clone(above)),
-                stop: ctx.token().clone(),
-                hub: Arc::clone(&above.hub),
-                watchdog: above.watchdog.clone(),
-            },
-        );
-        if let Ok((handle, _)) = &prepared {
-            above.nested().insert(ctx.run.key, handle.clone());
-        }
-        let prepared = std::sync::Mutex::new(Some(prepared));
-        let work = move |ctx: Context| {
-            let prepared = prepared.lock().ok().and_then(|mut slot| slot.take());
-            nested(ctx, prepared)
-        };
-        Arc::new(Task(work)).launch(ctx, guard)
+        let (handle, runner) = self.0.prepare(self.0.children.clone(), Some(ctx.clone()));
+        ctx.run.shared.nested().insert(ctx.run.key, handle);
+        Some(spawn(async move { runner.run().await.exit() }, guard))
     }
-}
-
-async fn nested(ctx: Context, prepared: Option<Result<(Handle, Runner), ConfigError>>) -> Exit {
-    let runner = match prepared {
-        Some(Ok((_, runner))) => runner,
-        Some(Err(error)) => return Exit::Failed(WorkerError::new(error.into())),
-        None => return Exit::Aborted,
-    };
-    let exit = |report: &Report| match &report.cause {
-        Cause::MeltedDown(down) => Exit::MeltedDown(down.clone()),
-        Cause::Stopped | Cause::AutoShutdown { .. } | Cause::Lost => Exit::Completed,
-    };
-    let leaking = |report: &Report| {
-        let (run, exit) = (&ctx.run, exit(report));
-        run.shared.send_now(Message::Leaking { key: run.key, epoch: run.epoch, exit });
-    };
-    exit(&*runner.run(|| ctx.ready(), Some(leaking)).await)
 }

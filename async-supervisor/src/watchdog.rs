@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle as Runtime;
 
 use crate::event::{Event, EventKind};
-use crate::handle::Shared;
 use crate::poll;
+use crate::shared::Shared;
 
 /// A thread of the runtime was blocked: something was polled for long without an await.
 #[derive(Clone, Debug, PartialEq, Eq)]

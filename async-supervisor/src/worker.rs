@@ -111,81 +111,47 @@ where
     Fut: Future<Output: IntoExit> + Send + 'static,
 {
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
-        let run = Run { stage: Stage::Fresh { make: Some((self, ctx)) }, guard };
-        Some(tokio::spawn(run).abort_handle())
+        // The closure is called inside the task, so that it cannot block or panic anywhere else.
+        Some(spawn(async move { (self.0)(ctx).await.into_exit() }, guard))
     }
+}
+
+/// Spawns a run of a worker.
+pub(crate) fn spawn(future: impl Future<Output = Exit> + Send + 'static, guard: Guard) -> AbortHandle {
+    tokio::spawn(Run { future: CatchUnwind::new(future), guard }).abort_handle()
 }
 
 pin_project! {
     /// One run of a worker, which is told apart from the task it runs in so that the end is reported after all that
     /// is the worker's has been dropped: a restart never overlaps with what it replaces.
-    struct Run<F, Fut> {
+    struct Run<F> {
         #[pin]
-        stage: Stage<F, Fut>,
+        future: CatchUnwind<F>,
         guard: Guard,
     }
 
-    impl<F, Fut> PinnedDrop for Run<F, Fut> {
+    impl<F> PinnedDrop for Run<F> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if this.guard.run().is_some() {
                 // Aborted: its drop may panic all the same.
-                this.guard.ended(this.stage.drop_future().map_or_else(Exit::Panicked, |()| Exit::Aborted));
+                this.guard.ended(this.future.discard().map_or_else(Exit::Panicked, |()| Exit::Aborted));
             }
         }
     }
 }
 
-pin_project! {
-    #[project = StageProj]
-    enum Stage<F, Fut> {
-        // The closure is called inside the task, so that it cannot block or panic anywhere else.
-        Fresh { make: Option<(Arc<Task<F>>, Context)> },
-        Running { #[pin] future: Fut },
-        Over,
-    }
-}
-
-impl<F, Fut> Future for Run<F, Fut>
-where
-    F: Fn(Context) -> Fut,
-    Fut: Future<Output: IntoExit>,
-{
+impl<F: Future<Output = Exit>> Future for Run<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
-        let mut this = self.project();
+        let this = self.project();
         let entered = poll::enter(this.guard.run());
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                match this.stage.as_mut().project() {
-                    StageProj::Fresh { make } => {
-                        let Some((task, ctx)) = make.take() else { return Poll::Pending };
-                        let future = (task.0)(ctx);
-                        this.stage.set(Stage::Running { future });
-                    }
-                    StageProj::Running { future } => return Poll::Ready(ready!(future.poll(cx)).into_exit()),
-                    StageProj::Over => return Poll::Pending,
-                }
-            }
-        }));
-        let exit = match polled {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(exit)) => exit,
-            Err(panic) => Exit::Panicked(said(panic)),
-        };
-        // What the worker owns may panic when it is dropped, too.
-        let exit = this.stage.drop_future().map_or_else(Exit::Panicked, |()| exit);
+        let ended = ready!(this.future.poll(cx));
         // What it said during this poll is heard before its end is.
         drop(entered);
-        this.guard.ended(exit);
+        this.guard.ended(ended.unwrap_or_else(Exit::Panicked));
         Poll::Ready(())
-    }
-}
-
-impl<F, Fut> Stage<F, Fut> {
-    fn drop_future(mut self: Pin<&mut Self>) -> Result<(), Arc<str>> {
-        catch_unwind(AssertUnwindSafe(|| self.set(Self::Over))).map_err(said)
     }
 }
 

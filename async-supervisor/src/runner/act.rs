@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 use super::{Asked, BLAMED, Guard, Runner};
 use crate::context::{Beat, Run};
 use crate::event::EventKind;
-use crate::state::{Action, Answer, CommandId, Ending, Key, Note};
+use crate::shared::{Below, Halt};
+use crate::state::{Action, Answer, Key, Note};
 use crate::worker::{bury, shielded};
-use crate::{Cause, CommandError, Context, MeltDown, Report};
+use crate::{Cause, Child, Context, Report};
 
 impl Runner {
     /// Does what the core has decided, outside its lock. Says when the core wants to be asked again.
-    pub(super) fn act(&mut self, up: &impl Fn()) -> Option<Instant> {
+    pub(super) fn act(&mut self) -> Option<Instant> {
         let mut actions = std::mem::take(&mut self.actions);
         let due = loop {
             let due = {
@@ -28,7 +29,7 @@ impl Runner {
             // Only what a heartbeat's absence leads to comes from here.
             let again = actions.iter().any(|action| matches!(action, Action::Listen { .. }));
             for action in actions.drain(..) {
-                self.carry_out(action, up);
+                self.carry_out(action);
             }
             if !again {
                 break due;
@@ -38,7 +39,7 @@ impl Runner {
         due
     }
 
-    fn carry_out(&mut self, action: Action, up: &impl Fn()) {
+    fn carry_out(&mut self, action: Action) {
         match action {
             Action::Start { key, epoch, attempt } => self.launch(key, epoch, attempt),
             Action::Cancel { key } => {
@@ -47,19 +48,19 @@ impl Runner {
                 }
             }
             Action::Hurry { key } => {
-                self.shared.hurry_below(key);
+                self.shared.halt_below(key, Halt::Hurry);
             }
             Action::Blame { key } => {
                 if let Some(Some(unit)) = self.units.get_mut(key.0 as usize)
                     && self.blamed.len() < BLAMED
                     && let Some(exit) = unit.failed.take()
                 {
-                    self.blamed.push((Arc::clone(&unit.name), *exit));
+                    self.blamed.push((Arc::clone(&unit.child.name), *exit));
                 }
             }
             // A supervisor is not aborted: it is told to abort what is below it.
             Action::Abort { key } => {
-                if !self.shared.force_below(key) {
+                if !self.shared.halt_below(key, Halt::Force) {
                     self.abort(key);
                 }
             }
@@ -82,7 +83,12 @@ impl Runner {
                     self.shared.core().beat(Instant::now(), key, epoch, last);
                 }
             }
-            Action::Answer { id, answer } => self.answer(id, answer),
+            Action::Answer { id, answer } => {
+                if let Some(asked) = self.replies.get_mut(id.0).and_then(Option::take) {
+                    self.free.push(id);
+                    Self::reply(asked, answer);
+                }
+            }
             Action::Adopt { key, id } => {
                 let asked = self.replies.get_mut(id.0).and_then(Option::as_mut);
                 if let Some(child) = asked.and_then(|asked| asked.child.take()) {
@@ -92,7 +98,9 @@ impl Runner {
             Action::Up => {
                 self.shared.is_up();
                 self.emit(|| EventKind::Up);
-                up();
+                if let Some(ctx) = &self.above {
+                    ctx.ready();
+                }
             }
             Action::Stopping => self.emit(|| EventKind::Stopping),
             Action::Ended => self.ended = true,
@@ -104,25 +112,11 @@ impl Runner {
         }
     }
 
-    fn answer(&mut self, id: CommandId, answer: Answer) {
-        let Some(asked) = self.replies.get_mut(id.0).and_then(Option::take) else { return };
-        let Asked { reply, name, child } = asked;
-        self.free.push(id);
-        let answer = match answer {
-            Answer::Done => Ok(()),
-            Answer::Exists => Err(CommandError::AlreadyExists(name)),
-            Answer::Full => Err(CommandError::LimitReached(self.most)),
-            Answer::NotFound => Err(CommandError::NotFound(name)),
-            Answer::Running => Err(CommandError::Running(name)),
-            Answer::Restarting => Err(CommandError::Restarting(name)),
-            Answer::Stopping => Err(CommandError::Stopping(name)),
-            Answer::WouldNotStop => Err(CommandError::WouldNotStop(name)),
-            Answer::StartFailed(error) => Err(CommandError::StartFailed { name, error }),
-            Answer::Blocked(by) => Err(CommandError::Blocked(by)),
-            Answer::ShutDown => Err(CommandError::ShutDown),
-        };
-        // Who no longer waits for the answer does not want it.
-        shielded(|| drop(reply.send(answer)));
+    pub(super) fn reply(asked: Asked, answer: Answer) {
+        let Asked { reply, child } = asked;
+        // Who no longer waits for the answer does not want it. The place is free before the answer is there.
+        bury(reply.place);
+        shielded(|| drop(reply.answer.send(answer)));
         bury(child);
     }
 
@@ -140,57 +134,28 @@ impl Runner {
         self.emit_of(key, |child| EventKind::Started { child, attempt });
         let shared = Arc::clone(&self.shared);
         let Some(unit) = self.unit(key) else { return };
-        let beat = unit.heartbeat.map(|within| Box::new(Beat::new(within)));
-        let (name, token) = (Arc::clone(&unit.name), CancellationToken::new());
-        let told = AtomicBool::new(!unit.readiness);
+        let Child { name, rules, launch } = &unit.child;
+        let beat = rules.heartbeat.map(|within| Box::new(Beat::new(within)));
+        let (name, token) = (Arc::clone(name), CancellationToken::new());
+        let told = AtomicBool::new(rules.readiness.is_none());
         let health = Mutex::default();
         let run = Arc::new(Run { shared, name, token, key, epoch, attempt, beat, told, health });
         let (ctx, guard) = (Context { run: Arc::clone(&run) }, Guard { run: Some(Arc::clone(&run)) });
-        let abort = Arc::clone(&unit.launch).launch(ctx, guard);
+        let abort = Arc::clone(launch).launch(ctx, guard);
         unit.run = Some((run, abort));
     }
 
     pub(super) fn report(&mut self) -> Report {
-        let mut below = std::mem::take(&mut self.below);
-        let blamed = std::mem::take(&mut self.blamed);
+        let Below { mut aborted, mut failed } = std::mem::take(&mut self.below);
         let leaked = self.shared.leaked();
         let core = self.shared.core();
-        below.aborted.extend(core.aborted.iter().cloned());
-        below.failed.extend(core.failed.iter().cloned());
-        let supervisor = Arc::clone(&self.shared.name);
-        let error = |child: &Arc<str>| {
-            core.children
-                .find(child)
-                .and_then(|key| core.children.get(key))
-                .and_then(|child| child.last_error.clone())
-        };
-        let cause = match core.cause.clone() {
-            None | Some(Ending::Told) => Cause::Stopped,
-            Some(Ending::AutoShutdown(child)) => {
-                below.failed.splice(0..0, blamed);
-                Cause::AutoShutdown { child }
-            }
-            Some(Ending::MeltedDown { child, restarts }) => {
-                let error = error(&child);
-                Cause::MeltedDown(MeltDown::Intensity {
-                    supervisor: Arc::clone(&supervisor),
-                    child,
-                    restarts,
-                    error,
-                })
-            }
-            Some(Ending::StartFailed(child)) => {
-                let error = error(&child);
-                Cause::MeltedDown(MeltDown::Start { supervisor: Arc::clone(&supervisor), child, error })
-            }
-        };
-        Report {
-            supervisor,
-            cause,
-            aborted: below.aborted,
-            leaked,
-            failed: below.failed,
-            took: core.down_since.map_or(Duration::ZERO, |since| since.elapsed()),
+        aborted.extend(core.aborted.iter().cloned());
+        failed.extend(core.failed.iter().cloned());
+        let cause = core.cause.clone().unwrap_or(Cause::Stopped);
+        if let Cause::AutoShutdown { .. } = cause {
+            failed.splice(0..0, self.blamed.drain(..));
         }
+        let took = core.down_since.map_or(Duration::ZERO, |since| since.elapsed());
+        Report { supervisor: Arc::clone(&self.shared.name), cause, aborted, leaked, failed, took }
     }
 }

@@ -1,8 +1,8 @@
 mod act;
 
+use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::AbortHandle;
@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::context::Run;
 use crate::event::{Event, EventKind};
-use crate::handle::{Below, Message, Reply, Shared};
-use crate::state::{Action, CommandId, End, Key, Phase};
+use crate::shared::{Below, Halt, Message, Reply, Shared};
+use crate::state::{Action, CommandId, End, Key, Verb};
 use crate::watchdog::Leash;
-use crate::worker::{Launch, bury, shielded};
-use crate::{Child, Exit, Report};
+use crate::worker::{bury, shielded};
+use crate::{Child, Context, Exit, Report};
 
 /// Reports the end of a run to the supervisor, exactly once, however it ends.
 pub(crate) struct Guard {
@@ -29,8 +29,7 @@ impl Guard {
     pub(crate) fn ended(&mut self, exit: Exit) {
         let Some(run) = self.run.take() else { return };
         shielded(|| run.token.cancel());
-        let text = exit.text();
-        run.shared.send_now(Message::Exit { key: run.key, epoch: run.epoch, exit, text });
+        run.shared.send_now(Message::Exit { key: run.key, epoch: run.epoch, exit });
     }
 }
 
@@ -42,11 +41,7 @@ impl Drop for Guard {
 
 /// A child's specification, and its current run.
 struct Unit {
-    name: Arc<str>,
-    launch: Arc<dyn Launch>,
-    heartbeat: Option<Duration>,
-    readiness: bool,
-    significant: bool,
+    child: Child,
     run: Option<(Arc<Run>, Option<AbortHandle>)>,
     /// How its last run failed, if it did and is significant.
     failed: Option<Box<Exit>>,
@@ -55,7 +50,6 @@ struct Unit {
 /// A command that has not been answered, and the child that came with it.
 struct Asked {
     reply: Reply,
-    name: Arc<str>,
     child: Option<Child>,
 }
 
@@ -63,17 +57,18 @@ struct Asked {
 pub(crate) struct Runner {
     shared: Arc<Shared>,
     inbox: UnboundedReceiver<Message>,
+    /// What it is for the supervisor above; `None` at the root.
+    above: Option<Context>,
     units: Vec<Option<Unit>>,
     /// Who waits for the answer to a command, and the child it is about. A place is used again after the answer.
     replies: Vec<Option<Asked>>,
     free: Vec<CommandId>,
     actions: Vec<Action>,
-    check: crate::AutoShutdown,
-    most: usize,
     below: Below,
     /// How significant children failed that have ended for good.
     blamed: Vec<(Arc<str>, Exit)>,
     ended: bool,
+    _leash: Option<Leash>,
 }
 
 const BATCH: usize = 256;
@@ -85,19 +80,20 @@ impl Runner {
     pub(crate) fn new(
         shared: Arc<Shared>,
         inbox: UnboundedReceiver<Message>,
+        above: Option<Context>,
         children: usize,
-        check: crate::AutoShutdown,
-        most: usize,
     ) -> Self {
+        // One for the whole tree.
+        let dog = shared.watchdog.as_ref().filter(|_| above.is_none());
         Self {
+            _leash: dog.map(|dog| dog.start(&shared)),
             shared,
             inbox,
+            above,
             units: Vec::with_capacity(children),
             replies: Vec::new(),
             free: Vec::new(),
             actions: Vec::new(),
-            check,
-            most,
             below: Below::default(),
             blamed: Vec::new(),
             ended: false,
@@ -109,15 +105,7 @@ impl Runner {
         if index >= self.units.len() {
             self.units.resize_with(index + 1, || None);
         }
-        self.units[index] = Some(Unit {
-            heartbeat: child.rules.heartbeat,
-            readiness: child.rules.readiness.is_some(),
-            significant: child.rules.significant,
-            name: child.name,
-            launch: child.launch,
-            run: None,
-            failed: None,
-        });
+        self.units[index] = Some(Unit { child, run: None, failed: None });
     }
 
     fn unit(&mut self, key: Key) -> Option<&mut Unit> {
@@ -125,22 +113,19 @@ impl Runner {
     }
 
     /// Runs until all is over. Dropped before, it aborts all children.
-    ///
-    /// With `leaking`, what would not stop is waited for after the report: it is called first.
-    pub(crate) async fn run(
-        mut self,
-        up: impl Fn() + Send,
-        leaking: Option<impl FnOnce(&Report) + Send>,
-    ) -> Arc<Report> {
-        let shared = Arc::clone(&self.shared);
-        let mut told = pin!(shared.stop.cancelled());
+    pub(crate) async fn run(mut self) -> Arc<Report> {
+        let above = self.above.clone();
+        let mut told = pin!(async {
+            match &above {
+                Some(ctx) => ctx.cancelled().await,
+                None => pending().await,
+            }
+        });
+        let mut heard = false;
         let mut timer = pin!(sleep_until(Instant::now()));
-        let mut armed = None;
-        // Nobody stops the root by its token.
-        let mut heard = shared.is_root();
-        let mut batch = Vec::new();
+        let (mut armed, mut batch) = (None, Vec::new());
         self.shared.core().start(Instant::now());
-        let mut due = self.act(&up);
+        let mut due = self.act();
         while !self.ended {
             if due != armed {
                 armed = due;
@@ -152,45 +137,52 @@ impl Runner {
                 biased;
                 () = &mut told, if !heard => {
                     heard = true;
-                    self.shared.core().stop(Instant::now());
+                    batch.push(Message::Halt(Halt::Stop));
                 }
-                _ = self.inbox.recv_many(&mut batch, BATCH) => {
-                    let now = Instant::now();
-                    for message in batch.drain(..) {
-                        self.take(now, message);
-                        due = self.act(&up);
-                    }
-                    // However much there is to hear, what is due by time is done.
-                    if due.is_none_or(|due| due > now) {
-                        continue;
-                    }
-                    self.shared.core().tick(now);
-                }
-                () = &mut timer, if armed.is_some() => {
-                    armed = None;
-                    self.shared.core().tick(Instant::now());
-                }
+                _ = self.inbox.recv_many(&mut batch, BATCH) => {}
+                () = &mut timer, if armed.is_some() => {}
             }
-            due = self.act(&up);
+            let now = Instant::now();
+            for message in batch.drain(..) {
+                self.take(now, message);
+                due = self.act();
+            }
+            // However much there is to hear, what is due by time is done.
+            if due.is_some_and(|due| due <= now) {
+                self.shared.core().tick(now);
+                due = self.act();
+            }
         }
         let report = Arc::new(self.report());
         self.emit(|| EventKind::Ended { report: Arc::clone(&report) });
-        if !report.is_clean() {
-            self.shared.tell_above(&report);
+        if let Some(ctx) = &above {
+            self.tell_above(ctx, &report);
         }
         self.shared.is_over(&report);
-        if let Some(leaking) = leaking
+        // Its parent knows of what would not stop, and waits for that.
+        while above.is_some()
             && self.shared.core().is_alive()
+            && let Some(message) = self.inbox.recv().await
         {
-            leaking(&report);
-            while self.shared.core().is_alive()
-                && let Some(message) = self.inbox.recv().await
-            {
-                self.take(Instant::now(), message);
-                self.act(&up);
-            }
+            self.take(Instant::now(), message);
+            self.act();
         }
         report
+    }
+
+    /// What went wrong in the stop, and whether there is something left that would not.
+    fn tell_above(&self, ctx: &Context, report: &Report) {
+        let run = &ctx.run;
+        if !report.is_clean() {
+            let named = |child: &Arc<str>| Arc::from(format!("{}/{child}", self.shared.name));
+            run.shared.send_now(Message::Below(Below {
+                aborted: report.aborted.iter().map(named).collect(),
+                failed: report.failed.iter().map(|(child, exit)| (named(child), exit.clone())).collect(),
+            }));
+        }
+        if self.shared.core().is_alive() {
+            run.shared.send_now(Message::Leaking { key: run.key, epoch: run.epoch, exit: report.exit() });
+        }
     }
 
     /// Makes and sends an event, if somebody listens.
@@ -202,35 +194,33 @@ impl Runner {
 
     fn emit_of(&self, key: Key, kind: impl FnOnce(Arc<str>) -> EventKind) {
         if let Some(Some(unit)) = self.units.get(key.0 as usize) {
-            self.emit(|| kind(Arc::clone(&unit.name)));
+            self.emit(|| kind(Arc::clone(&unit.child.name)));
         }
     }
 
     fn take(&mut self, now: Instant, message: Message) {
         match message {
-            Message::Exit { key, epoch, exit, text } => {
-                let end = if exit.is_normal() { End::Normal } else { End::Abnormal };
+            Message::Exit { key, epoch, exit } => {
                 let (down, overdue) = {
+                    let (end, text) = (End::of(&exit), exit.text());
                     let mut core = self.shared.core();
-                    let down = core.phase == Phase::Down;
-                    (down, core.exited(now, key, epoch, end, text))
+                    (core.is_stopping(), core.exited(now, key, epoch, end, text))
                 };
                 let exit = overdue.unwrap_or(exit);
                 self.emit_of(key, |child| EventKind::Exited { child, exit: exit.clone() });
-                if let Some(unit) = self.unit(key).filter(|unit| unit.significant) {
+                if let Some(unit) = self.unit(key).filter(|unit| unit.child.rules.significant) {
                     let failed = if exit.is_normal() { None } else { Some(Box::new(exit.clone())) };
                     bury(std::mem::replace(&mut unit.failed, failed));
                 }
                 if down && !matches!(exit, Exit::Completed | Exit::Aborted) {
-                    let name = self.unit(key).map(|unit| Arc::clone(&unit.name));
+                    let name = self.unit(key).map(|unit| Arc::clone(&unit.child.name));
                     self.below.failed.extend(name.map(|name| (name, exit)));
                 } else {
                     bury(exit);
                 }
             }
             Message::Leaking { key, epoch, exit } => {
-                let end = if exit.is_normal() { End::Normal } else { End::Abnormal };
-                self.shared.core().leaking(now, key, epoch, end, exit.text());
+                self.shared.core().leaking(now, key, epoch, End::of(&exit), exit.text());
                 bury(exit);
             }
             Message::Health(run) => {
@@ -241,40 +231,37 @@ impl Runner {
                 }
             }
             Message::Ready { key, epoch } => self.shared.core().ready(now, key, epoch),
-            Message::Stop => self.shared.core().stop(now),
-            Message::Hurry => self.shared.core().hurry(now),
-            Message::Force => self.shared.core().force(now),
+            Message::Halt(Halt::Stop) => self.shared.core().stop(now),
+            Message::Halt(Halt::Hurry) => self.shared.core().hurry(now),
+            Message::Halt(Halt::Force) => self.shared.core().force(now),
             Message::Below(below) => {
                 // Otherwise it is no part of a stop of this one.
-                if self.shared.core().phase == Phase::Down {
+                if self.shared.core().is_stopping() {
                     self.below.aborted.extend(below.aborted);
                     self.below.failed.extend(below.failed);
                 }
             }
-            Message::Command { verb, name, reply } => {
-                let id = self.expect(reply, &name, None);
-                self.shared.core().command(now, id, verb, name);
-            }
+            Message::Command { verb, name, reply } => self.ask(now, verb, name, reply, None),
             Message::Add { child, reply } => {
-                if let Err(error) = child.check(self.check) {
-                    shielded(|| drop(reply.send(Err(error.into()))));
-                    bury(child);
-                    return;
+                let auto_shutdown = self.shared.core().config.auto_shutdown;
+                match child.check(auto_shutdown) {
+                    Ok(()) => {
+                        let (verb, name) = (Verb::Add(Arc::clone(&child.rules)), Arc::clone(&child.name));
+                        self.ask(now, verb, name, reply, Some(child));
+                    }
+                    Err(error) => Self::reply(Asked { reply, child: Some(child) }, Err(error.into())),
                 }
-                let (name, rules) = (Arc::clone(&child.name), Arc::clone(&child.rules));
-                let id = self.expect(reply, &name, Some(child));
-                self.shared.core().add(now, id, name, rules);
             }
         }
     }
 
-    fn expect(&mut self, reply: Reply, name: &Arc<str>, child: Option<Child>) -> CommandId {
+    fn ask(&mut self, now: Instant, verb: Verb, name: Arc<str>, reply: Reply, child: Option<Child>) {
         let id = self.free.pop().unwrap_or_else(|| {
             self.replies.push(None);
             CommandId(self.replies.len() - 1)
         });
-        self.replies[id.0] = Some(Asked { reply, name: Arc::clone(name), child });
-        id
+        self.replies[id.0] = Some(Asked { reply, child });
+        self.shared.core().command(now, id, verb, name);
     }
 }
 
@@ -289,51 +276,17 @@ impl Drop for Runner {
             }
             bury(unit);
         }
-        for asked in self.replies.drain(..).flatten() {
-            bury(asked.child);
-        }
+        self.replies.drain(..).for_each(bury);
         self.inbox.close();
         while let Ok(message) = self.inbox.try_recv() {
             bury(message);
         }
         if !self.ended {
             self.shared.core().lose();
-            let lost = Arc::new(self.shared.lost());
-            self.shared.is_over(&lost);
+            self.shared.is_over(&Arc::new(Report::lost(&self.shared.name)));
         }
-    }
-}
-
-/// The supervisor at the root of a tree: with it, the watchdog and the events end.
-pub(crate) struct Root {
-    runner: Runner,
-    end: RootEnd,
-}
-
-struct RootEnd {
-    shared: Arc<Shared>,
-    _leash: Option<Leash>,
-}
-
-impl Drop for RootEnd {
-    fn drop(&mut self) {
-        self.shared.hub.close();
-    }
-}
-
-impl Runner {
-    pub(crate) fn into_root(self) -> Root {
-        let shared = Arc::clone(&self.shared);
-        let leash = shared.watchdog.as_ref().map(|dog| dog.start(&shared));
-        Root { runner: self, end: RootEnd { shared, _leash: leash } }
-    }
-}
-
-impl Root {
-    pub(crate) async fn run(self) -> Arc<Report> {
-        let Self { runner, end } = self;
-        let report = runner.run(|| {}, None::<fn(&Report)>).await;
-        drop(end);
-        report
+        if self.above.is_none() {
+            self.shared.hub.close();
+        }
     }
 }

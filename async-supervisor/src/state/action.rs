@@ -1,21 +1,11 @@
 //! What the core decides.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Answer, CommandId, Key};
 
-/// Why a supervisor ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    Told,
-    AutoShutdown(Arc<str>),
-    MeltedDown { child: Arc<str>, restarts: u32 },
-    StartFailed(Arc<str>),
-}
-
 /// What the shell has to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Action {
     Start {
         key: Key,

@@ -101,6 +101,11 @@ impl Children {
         self.slots.get_mut(key.0 as usize)?.as_mut()
     }
 
+    /// In no order.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut Child> {
+        self.slots.iter_mut().flatten()
+    }
+
     /// Appends a child that is not yet started; `None` if the name is taken.
     pub(crate) fn push(&mut self, name: Arc<str>, rules: Arc<Rules>, now: Instant) -> Option<Key> {
         let Entry::Vacant(free) = self.names.entry(Arc::clone(&name)) else { return None };

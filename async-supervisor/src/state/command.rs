@@ -1,12 +1,16 @@
 //! Commands by name, and their answers.
 
-use super::{Action, Arc, Core, Deferred, Instant, Key, Rules, State, Why};
+use super::{Action, Arc, CommandError, Core, Deferred, Instant, Key, Rules, State, Why};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CommandId(pub(crate) usize);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) type Answer = Result<(), CommandError>;
+
+#[derive(Clone, Debug)]
 pub(crate) enum Verb {
+    /// Puts a child into the books ([`Action::Adopt`] says when) and starts it.
+    Add(Arc<Rules>),
     /// Stops the child and keeps it in the books (OTP's `terminate_child`).
     Stop,
     /// Starts a stopped child (OTP's `restart_child`).
@@ -19,160 +23,130 @@ pub(crate) enum Verb {
     Remove,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Done,
-    Exists,
-    Full,
-    NotFound,
-    Running,
-    Restarting,
-    Stopping,
-    WouldNotStop,
-    /// A group waits for this one, which would not stop.
-    Blocked(Arc<str>),
-    StartFailed(Option<Arc<str>>),
-    ShutDown,
-}
-
 impl Core {
-    /// Why a command cannot get its turn, if the sequence waits for a child that would not stop.
-    fn blocked(&self, name: Option<&str>) -> Option<Answer> {
+    /// Why a command cannot get its turn, if the sequence waits for a child that would not stop: by the name it is about.
+    fn blocked(&self) -> Option<impl Fn(&str) -> CommandError + use<>> {
         let current = self.children.get(self.current?).filter(|child| child.state.is_stuck())?;
-        let itself = name == Some(&*current.name);
-        Some(if itself { Answer::WouldNotStop } else { Answer::Blocked(Arc::clone(&current.name)) })
+        let current = Arc::clone(&current.name);
+        Some(move |name: &str| {
+            let wrong = if *name == *current { CommandError::WouldNotStop } else { CommandError::Blocked };
+            wrong(Arc::clone(&current))
+        })
     }
 
-    /// Answers the commands that wait for their turn, where a child that would not stop is in their way.
+    /// Answers the commands that wait for their turn, if a child that would not stop is in their way.
     pub(super) fn answer_blocked(&mut self) {
+        let Some(why) = self.blocked() else { return };
         for deferred in std::mem::take(&mut self.deferred) {
-            let (id, answer) = match &deferred {
-                Deferred::Command { id, name, .. } => (*id, self.blocked(Some(name))),
-                Deferred::Add { id, .. } => (*id, self.blocked(None)),
-                Deferred::Exit { .. } => (CommandId(0), None),
-            };
-            match answer {
-                Some(answer) => self.actions.push(Action::Answer { id, answer }),
-                None => self.deferred.push_back(deferred),
+            match deferred {
+                Deferred::Command { id, name, .. } => self.reply(id, Err(why(&name))),
+                exit @ Deferred::Exit { .. } => self.deferred.push_back(exit),
             }
         }
     }
 
+    pub(super) fn reply(&mut self, id: CommandId, answer: Answer) {
+        self.actions.push(Action::Answer { id, answer });
+    }
+
+    /// Answers the command that is about this child, if one is.
     pub(super) fn answer(&mut self, key: Key, answer: Answer) {
         if let Some(id) = self.children.get_mut(key).and_then(|child| child.command.take()) {
-            self.actions.push(Action::Answer { id, answer });
-        }
-    }
-
-    /// Adds a child and starts it, both in its turn: [`Action::Adopt`] says when the books have it.
-    pub(crate) fn add(&mut self, now: Instant, id: CommandId, name: Arc<str>, rules: Arc<Rules>) {
-        if self.is_down() {
-            self.actions.push(Action::Answer { id, answer: Answer::ShutDown });
-        } else if let Some(answer) = self.blocked(None) {
-            self.actions.push(Action::Answer { id, answer });
-        } else if self.is_busy() {
-            self.deferred.push_back(Deferred::Add { id, name, rules });
-        } else {
-            self.add_now(now, id, name, rules);
-        }
-        self.advance(now);
-    }
-
-    pub(super) fn add_now(&mut self, now: Instant, id: CommandId, name: Arc<str>, rules: Arc<Rules>) {
-        let full = self.config.max_children.is_some_and(|most| self.children.len() >= most);
-        let added = if full && self.children.find(&name).is_none() {
-            Err(Answer::Full)
-        } else {
-            self.children.push(name, rules, now).ok_or(Answer::Exists)
-        };
-        let key = match added {
-            Ok(key) => key,
-            Err(answer) => return self.actions.push(Action::Answer { id, answer }),
-        };
-        if let Some(child) = self.children.get_mut(key) {
-            child.command = Some(id);
-        }
-        self.actions.push(Action::Adopt { key, id });
-        // Where the end of the order waits for a delay, so does the newcomer.
-        if self.group.is_none() {
-            self.starts.push_back(key);
+            self.reply(id, answer);
         }
     }
 
     /// Carries out a command in its turn; it is answered when it is done.
     pub(crate) fn command(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) {
         if self.is_down() {
-            self.actions.push(Action::Answer { id, answer: Answer::ShutDown });
-        } else if let Some(answer) = self.blocked(Some(&name)) {
-            self.actions.push(Action::Answer { id, answer });
+            self.reply(id, Err(CommandError::ShutDown));
+        } else if let Some(why) = self.blocked() {
+            self.reply(id, Err(why(&name)));
         } else if self.is_busy() {
             self.deferred.push_back(Deferred::Command { id, verb, name });
         } else {
-            self.carry_out(now, id, verb, &name);
+            self.carry_out(now, id, verb, name);
         }
         self.advance(now);
     }
 
-    pub(super) fn carry_out(&mut self, now: Instant, id: CommandId, verb: Verb, name: &str) {
-        let answer = match self.children.find(name) {
-            None => Some(Answer::NotFound),
-            Some(key) => self.order(now, id, verb, key),
+    pub(super) fn carry_out(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) {
+        let answer = match (verb, self.children.find(&name)) {
+            (Verb::Add(rules), None) => self.add(now, id, name, rules),
+            (Verb::Add(_), Some(_)) => Some(Err(CommandError::AlreadyExists(name))),
+            (_, None) => Some(Err(CommandError::NotFound(name))),
+            (verb, Some(key)) => self.order(now, id, &verb, key),
         };
         if let Some(answer) = answer {
-            self.actions.push(Action::Answer { id, answer });
+            self.reply(id, answer);
         }
     }
 
+    /// Answers at once, or says nothing and answers when the child is up.
+    fn add(&mut self, now: Instant, id: CommandId, name: Arc<str>, rules: Arc<Rules>) -> Option<Answer> {
+        if let Some(most) = self.config.max_children.filter(|most| self.children.len() >= *most) {
+            return Some(Err(CommandError::LimitReached(most)));
+        }
+        let key = self.children.push(name, rules, now)?;
+        self.children.get_mut(key)?.command = Some(id);
+        self.actions.push(Action::Adopt { key, id });
+        // Where the end of the order waits for a delay, so does the newcomer.
+        if self.group.is_none() {
+            self.starts.push_back(key);
+        }
+        None
+    }
+
     /// Answers at once, or says nothing and answers when the child is where it should be.
-    fn order(&mut self, now: Instant, id: CommandId, verb: Verb, key: Key) -> Option<Answer> {
+    fn order(&mut self, now: Instant, id: CommandId, verb: &Verb, key: Key) -> Option<Answer> {
         let pool = self.is_pool();
         let child = self.children.get_mut(key)?;
+        let (state, name) = (child.state, Arc::clone(&child.name));
         let why = match verb {
             Verb::Stop => Why::Keep,
             Verb::Remove => Why::Remove,
-            Verb::Restart | Verb::Start | Verb::Delete => Why::Restart,
+            _ => Why::Restart,
         };
-        match (verb, child.state) {
-            (Verb::Start | Verb::Delete, state) if state.is_alive() => Some(Answer::Running),
-            (Verb::Start | Verb::Delete, State::Waiting | State::Restarting) => Some(Answer::Restarting),
-            (_, State::Stopping { .. }) if child.command.is_some() => Some(Answer::Stopping),
-            (_, state) if state.is_alive() => {
-                let before = child.command.replace(id);
-                if let Some(before) = before {
-                    self.actions.push(Action::Answer { id: before, answer: Answer::Stopping });
-                }
-                let stuck = state.is_stuck();
+        match (verb, state) {
+            (Verb::Start | Verb::Delete, _) if state.is_alive() => {
+                return Some(Err(CommandError::Running(name)));
+            }
+            (Verb::Start | Verb::Delete, State::Waiting | State::Restarting) => {
+                return Some(Err(CommandError::Restarting(name)));
+            }
+            (_, State::Stopping { .. }) if child.command.is_some() => {
+                return Some(Err(CommandError::Stopping(name)));
+            }
+            _ => {}
+        }
+        // Whoever asked for its start before hears that it has been overtaken.
+        self.answer(key, Err(CommandError::Stopping(Arc::clone(&name))));
+        match verb {
+            _ if state.is_alive() => {
+                self.children.get_mut(key)?.command = Some(id);
                 self.begin_stop(now, key, why);
-                if stuck {
-                    self.answer(key, Answer::WouldNotStop);
+                if state.is_stuck() {
+                    self.answer(key, Err(CommandError::WouldNotStop(name)));
                 } else if !pool {
                     self.current = Some(key);
                 }
-                None
+                return None;
             }
-            (Verb::Stop, _) => {
-                self.answer(key, Answer::Stopping);
-                self.settle(key, State::Stopped, now);
-                Some(Answer::Done)
-            }
-            (Verb::Remove | Verb::Delete, _) => {
-                self.answer(key, Answer::Stopping);
-                self.forget(key);
-                Some(Answer::Done)
-            }
-            (Verb::Start | Verb::Restart, _) => {
+            Verb::Stop => self.settle(key, State::Stopped, now),
+            Verb::Remove | Verb::Delete => self.forget(key),
+            _ => {
+                let child = self.children.get_mut(key)?;
                 child.due = None;
                 child.state = State::Waiting;
-                if let Some(before) = child.command.replace(id) {
-                    self.actions.push(Action::Answer { id: before, answer: Answer::Stopping });
-                }
+                child.command = Some(id);
                 match &mut self.group {
                     // It goes with its group, which goes now.
                     Some(group) if child.order >= group.first => group.due = now,
                     _ => self.starts.push_back(key),
                 }
-                None
+                return None;
             }
         }
+        Some(Ok(()))
     }
 }

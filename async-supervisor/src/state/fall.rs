@@ -1,9 +1,10 @@
 //! What follows when a run ends, and when that was not asked for.
 
 use super::{
-    Action, Answer, Arc, AutoShutdown, Core, Deferred, End, Ending, Exit, Group, Instant, Key, Note, Phase,
-    Restart, Stage, State, Strategy, Why,
+    Action, Arc, AutoShutdown, Cause, CommandError, Core, Deferred, End, Exit, Group, Instant, Key, Note,
+    Phase, Restart, Stage, State, Strategy, Why,
 };
+use crate::MeltDown;
 
 impl Core {
     /// A run has ended. `error` is how its failure reads. Answers with what it counts as, if that is not how it ended.
@@ -52,7 +53,7 @@ impl Core {
     pub(super) fn ended_early(&mut self, now: Instant, key: Key, end: End) {
         let restart = self.children.get(key).map(|child| child.rules.restart);
         if end == End::Normal && restart != Some(Restart::Permanent) {
-            self.answer(key, Answer::Done);
+            self.answer(key, Ok(()));
             self.fell(now, key, end);
         } else {
             if end == End::Normal
@@ -66,17 +67,16 @@ impl Core {
 
     pub(super) fn failed_start(&mut self, now: Instant, key: Key) {
         let Some(child) = self.children.get_mut(key) else { return };
-        let name = Arc::clone(&child.name);
-        let error = child.last_error.clone();
         if self.phase == Phase::Starting {
             child.state = State::Stopped;
-            self.begin_down(now, Ending::StartFailed(name));
+            self.start_failed(now, key);
         } else if let Some(id) = child.command.take() {
             // Who asked for the start is told, and decides.
-            let fresh = child.attempts == 1;
             child.state = State::Stopped;
-            self.actions.push(Action::Answer { id, answer: Answer::StartFailed(error) });
-            if fresh || child.rules.restart == Restart::Temporary {
+            let (name, error) = (Arc::clone(&child.name), child.last_error.clone());
+            let fresh = child.attempts == 1 || child.rules.restart == Restart::Temporary;
+            self.reply(id, Err(CommandError::StartFailed { name, error }));
+            if fresh {
                 self.forget(key);
             }
         } else {
@@ -100,9 +100,11 @@ impl Core {
             return;
         }
         if let Err(restarts) = self.window.count(now) {
-            let child = Arc::clone(&child.name);
+            let (supervisor, child, error) =
+                (Arc::clone(&self.config.name), Arc::clone(&child.name), child.last_error.clone());
             self.settle(key, State::Stopped, now);
-            return self.begin_down(now, Ending::MeltedDown { child, restarts });
+            let down = MeltDown::Intensity { supervisor, child, restarts, error };
+            return self.begin_down(now, Cause::MeltedDown(down));
         }
         let random = self.random();
         let Some(child) = self.children.get_mut(key) else { return };
@@ -155,7 +157,7 @@ impl Core {
                 .any(|(_, child)| child.rules.significant && child.state != State::Stopped),
         };
         if over {
-            self.begin_down(now, Ending::AutoShutdown(name));
+            self.begin_down(now, Cause::AutoShutdown { child: name });
         }
     }
 
@@ -195,10 +197,10 @@ impl Core {
         self.note(key, Note::Stuck);
         if was == State::Starting {
             self.first_start_over();
-            let answer = if end == End::Normal { Answer::Done } else { Answer::StartFailed(error) };
-            self.answer(key, answer);
+            let failed = CommandError::StartFailed { name, error };
+            self.answer(key, if end == End::Normal { Ok(()) } else { Err(failed) });
             if self.phase == Phase::Starting {
-                self.begin_down(now, Ending::StartFailed(name));
+                self.start_failed(now, key);
             }
         }
         self.is_stuck(now, key, why);
@@ -207,7 +209,7 @@ impl Core {
 
     /// What a child looks after has failed: it is the child's last error, and part of the stop if that has begun.
     pub(crate) fn task_failed(&mut self, key: Key, epoch: u64, error: Arc<str>, name: Arc<str>, exit: Exit) {
-        let down = self.phase == Phase::Down;
+        let down = self.is_stopping();
         let Some(child) = self.children.get_mut(key).filter(|child| child.epoch == epoch) else { return };
         child.last_error = Some(error);
         if down {

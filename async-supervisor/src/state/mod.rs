@@ -36,14 +36,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(crate) use action::{Action, Ending, Note};
+pub(crate) use action::{Action, Note};
 pub(crate) use children::{Child, Children, Key};
 pub(crate) use command::{Answer, CommandId, Verb};
 use timers::Timers;
 
 use crate::intensity::Window;
 use crate::spec::{AutoShutdown, Restart, Rules, Strategy};
-use crate::{Exit, Health, Intensity, Shutdown};
+use crate::{
+    Cause, ChildSnapshot, ChildState, CommandError, Exit, Health, Intensity, Shutdown, Snapshot,
+    SupervisorState as Phase,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -106,24 +109,22 @@ pub(crate) enum End {
     Abnormal,
 }
 
+impl End {
+    pub(crate) const fn of(exit: &Exit) -> Self {
+        if exit.is_normal() { Self::Normal } else { Self::Abnormal }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
+    pub(crate) name: Arc<str>,
     pub(crate) strategy: Strategy,
     pub(crate) intensity: Intensity,
     pub(crate) auto_shutdown: AutoShutdown,
     pub(crate) stop_budget: Option<Duration>,
     pub(crate) abort_grace: Duration,
     pub(crate) max_children: Option<usize>,
-    pub(crate) seed: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// The first start of all.
-    Starting,
-    Up,
-    Down,
-    Ended,
+    pub(crate) seed: Option<u64>,
 }
 
 /// Children that are down and will be started together.
@@ -138,15 +139,14 @@ struct Group {
 enum Deferred {
     Exit { key: Key, epoch: u64 },
     Command { id: CommandId, verb: Verb, name: Arc<str> },
-    Add { id: CommandId, name: Arc<str>, rules: Arc<Rules> },
 }
 
 #[derive(Debug)]
 pub(crate) struct Core {
-    config: Config,
+    pub(crate) config: Config,
     pub(crate) children: Children,
-    pub(crate) phase: Phase,
-    pub(crate) cause: Option<Ending>,
+    phase: Phase,
+    pub(crate) cause: Option<Cause>,
     /// Since when all is being stopped.
     pub(crate) down_since: Option<Instant>,
     /// Those that had to be aborted while all was being stopped.
@@ -176,11 +176,11 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// With room for `children`.
-    pub(crate) fn new(config: Config, children: usize) -> Self {
+    /// With room for `children`; `random` is what its jitter comes from, unless there is a seed.
+    pub(crate) fn new(config: Config, children: usize, random: u64) -> Self {
         Self {
             window: Window::new(config.intensity),
-            random: config.seed,
+            random: config.seed.unwrap_or(random),
             config,
             children: Children::with_capacity(children),
             phase: Phase::Starting,
@@ -205,11 +205,11 @@ impl Core {
         }
     }
 
-    /// Adds a child before the start; `None` if the name is taken.
-    pub(crate) fn prepare(&mut self, now: Instant, name: Arc<str>, rules: Arc<Rules>) -> Option<Key> {
-        let key = self.children.push(name, rules, now)?;
+    /// Adds a child before the start.
+    pub(crate) fn prepare(&mut self, now: Instant, name: Arc<str>, rules: Arc<Rules>) -> Key {
+        let key = self.children.push(name, rules, now).expect("each name is there once");
         self.starts.push_back(key);
-        Some(key)
+        key
     }
 
     /// Starts the children there are.
@@ -235,8 +235,13 @@ impl Core {
         self.alive > 0
     }
 
+    /// All is being stopped, and that is not over.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.phase == Phase::Stopping
+    }
+
     fn is_down(&self) -> bool {
-        matches!(self.phase, Phase::Down | Phase::Ended)
+        matches!(self.phase, Phase::Stopping | Phase::Stopped)
     }
 
     /// What a child says of its health; whether that is new.
@@ -273,10 +278,10 @@ impl Core {
     pub(crate) fn next_due(&mut self) -> Option<Instant> {
         let group = if self.current.is_none() { self.group.map(|group| group.due) } else { None };
         let timers = match self.phase {
-            Phase::Ended => None,
+            Phase::Stopped => None,
             // The time-outs of all children die one by one: to clear them out one by one would cost more than the stop.
-            Phase::Down => self.timers.peek(),
-            Phase::Starting | Phase::Up => self.timers.next(&self.children),
+            Phase::Stopping => self.timers.peek(),
+            Phase::Starting | Phase::Running => self.timers.next(&self.children),
         };
         [timers, group, self.hurries, self.budget_ends].into_iter().flatten().min()
     }
@@ -287,9 +292,40 @@ impl Core {
         stuck.map(|(key, child)| (key, Arc::clone(&child.name))).collect()
     }
 
-    /// When the children that are down together are started.
-    pub(crate) fn group_due(&self) -> Option<Instant> {
-        self.group.map(|group| group.due)
+    /// The supervisor and its children as they are. `each` is told who they are; what is below them is for the caller to add.
+    pub(crate) fn snapshot(&self, now: Instant, mut each: impl FnMut(usize, Key)) -> Snapshot {
+        let group = self.group.map(|group| group.due);
+        let children = self.children.iter().enumerate().map(|(index, (key, child))| {
+            each(index, key);
+            let since = now.saturating_duration_since(child.since);
+            let left = |at: Instant| at.saturating_duration_since(now);
+            let (state, uptime, next_restart) = match child.state {
+                State::Waiting => (ChildState::Waiting, None, group.map(left)),
+                State::Starting => (ChildState::Starting, None, None),
+                State::Running => (ChildState::Running, Some(since), None),
+                State::Restarting => {
+                    (ChildState::Restarting, None, Some(child.due.or(group).map_or(Duration::ZERO, left)))
+                }
+                State::Stopping { stage: Stage::Stuck, .. } => (ChildState::Stuck, None, None),
+                State::Stopping { .. } => (ChildState::Stopping, None, None),
+                State::Exited(end) if child.is_restarted_after(end) => (ChildState::Restarting, None, None),
+                State::Exited(_) | State::Stopped => (ChildState::Stopped, None, None),
+            };
+            ChildSnapshot {
+                name: Arc::clone(&child.name),
+                state,
+                attempts: child.attempts,
+                restarts: child.restarts,
+                uptime,
+                next_restart,
+                last_error: child.last_error.clone(),
+                degraded: child.health.clone(),
+                supervisor: None,
+            }
+        });
+        let children = children.collect();
+        let Config { name, strategy, .. } = &self.config;
+        Snapshot { name: Arc::clone(name), strategy: *strategy, state: self.phase, children }
     }
 
     /// Does what is due by `now`.
@@ -307,7 +343,6 @@ impl Core {
     }
 
     fn due(&mut self, now: Instant, key: Key) {
-        let (grace, down) = (self.config.abort_grace, self.phase == Phase::Down);
         let Some(child) = self.children.get_mut(key) else { return };
         child.due = None;
         match child.state {
@@ -317,16 +352,7 @@ impl Core {
                 let epoch = child.epoch;
                 self.actions.push(Action::Listen { key, epoch });
             }
-            State::Stopping { why, stage: Stage::Asked } => {
-                child.state = State::Stopping { why, stage: Stage::Aborted };
-                if down {
-                    self.aborted.push(Arc::clone(&child.name));
-                }
-                let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
-                self.set_due(key, due);
-                self.note(key, Note::Aborted);
-                self.actions.push(Action::Abort { key });
-            }
+            State::Stopping { stage: Stage::Asked, .. } => self.abort(now, key),
             State::Stopping { why, stage: Stage::Aborted } => {
                 child.state = State::Stopping { why, stage: Stage::Stuck };
                 self.stuck += 1;

@@ -1,6 +1,6 @@
 //! Sequences: what is stopped and started, in which order.
 
-use super::{Action, Answer, Core, Deferred, Instant, Key, Note, Phase, Restart, State, Why};
+use super::{Action, Core, Deferred, Instant, Key, Note, Phase, Restart, State, Why};
 
 impl Core {
     /// Goes on with the sequence until something has to be waited for.
@@ -32,7 +32,7 @@ impl Core {
                 if self.unready > 0 {
                     return;
                 }
-                self.phase = Phase::Up;
+                self.phase = Phase::Running;
                 self.actions.push(Action::Up);
             } else if let Some(group) = self.group.take_if(|group| group.due <= now) {
                 let members = self.children.iter().filter(|(_, child)| child.order >= group.first);
@@ -54,8 +54,7 @@ impl Core {
                     self.fell(now, key, end);
                 }
             }
-            Deferred::Command { id, verb, name } => self.carry_out(now, id, verb, &name),
-            Deferred::Add { id, name, rules } => self.add_now(now, id, name, rules),
+            Deferred::Command { id, verb, name } => self.carry_out(now, id, verb, name),
         }
     }
 
@@ -96,7 +95,7 @@ impl Core {
         if reported {
             self.note(key, Note::Ready);
         }
-        self.answer(key, Answer::Done);
+        self.answer(key, Ok(()));
     }
 
     /// Keeps an ended child in the books, unless it is temporary.
@@ -104,7 +103,7 @@ impl Core {
         let Some(child) = self.children.get_mut(key) else { return };
         if child.rules.restart == Restart::Temporary && !(state == State::Waiting && child.command.is_some())
         {
-            self.answer(key, Answer::Done);
+            self.answer(key, Ok(()));
             self.forget(key);
         } else {
             child.state = state;

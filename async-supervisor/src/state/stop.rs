@@ -1,21 +1,23 @@
 //! How children are stopped, one and all.
 
 use super::{
-    Action, Answer, Arc, Core, Deferred, End, Ending, Instant, Key, Note, Phase, Shutdown, Stage, State, Why,
+    Action, Arc, Cause, CommandError, Core, Deferred, End, Exit, Instant, Key, Note, Phase, Shutdown, Stage,
+    State, Why,
 };
+use crate::MeltDown;
 
 impl Core {
     /// Stops all children in reverse order, then ends.
     pub(crate) fn stop(&mut self, now: Instant) {
-        self.begin_down(now, Ending::Told);
+        self.begin_down(now, Cause::Stopped);
         self.advance(now);
     }
 
     /// Asks all that is left to end, at once: the time for the order is over.
     pub(crate) fn hurry(&mut self, now: Instant) {
-        self.begin_down(now, Ending::Told);
+        self.begin_down(now, Cause::Stopped);
         self.hurries = None;
-        if self.phase != Phase::Down || self.forced {
+        if !self.is_stopping() || self.forced {
             return;
         }
         self.current = None;
@@ -33,53 +35,51 @@ impl Core {
 
     /// The runtime is gone, and with it all that ran on it.
     pub(crate) fn lose(&mut self) {
-        self.phase = Phase::Ended;
-        let keys: Vec<_> = self.children.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            if let Some(child) = self.children.get_mut(key) {
-                child.state = State::Stopped;
-                child.due = None;
-            }
+        self.phase = Phase::Stopped;
+        for child in self.children.values_mut() {
+            child.state = State::Stopped;
+            child.due = None;
         }
     }
 
     /// Aborts all that is still there, at once.
     pub(crate) fn force(&mut self, now: Instant) {
-        self.begin_down(now, Ending::Told);
-        if self.phase != Phase::Down || self.forced {
+        self.begin_down(now, Cause::Stopped);
+        if !self.is_stopping() || self.forced {
             return;
         }
         self.forced = true;
         (self.budget_ends, self.hurries) = (None, None);
         self.current = None;
-        for key in std::mem::take(&mut self.stops) {
-            self.abort(now, key);
-        }
-        let stopping: Vec<_> =
-            self.children.iter().filter(|(_, c)| c.state.is_alive()).map(|(key, _)| key).collect();
-        for key in stopping {
+        let left = self.children.iter().filter(|(_, c)| c.state.is_alive()).map(|(key, _)| key);
+        let left: Vec<_> = std::mem::take(&mut self.stops).into_iter().chain(left).collect();
+        for key in left {
             self.abort(now, key);
         }
         self.advance(now);
     }
 
-    fn abort(&mut self, now: Instant, key: Key) {
-        let grace = self.config.abort_grace;
+    /// Aborts the child, if that has not been done.
+    pub(super) fn abort(&mut self, now: Instant, key: Key) {
+        let (grace, down) = (self.config.abort_grace, self.is_stopping());
         let Some(child) = self.children.get_mut(key) else { return };
         let why = match child.state {
             State::Stopping { stage: Stage::Aborted | Stage::Stuck, .. } => return,
             State::Stopping { why, .. } => why,
-            state if state.is_alive() => Why::Sequence,
+            state if state.is_alive() => {
+                self.actions.push(Action::Cancel { key });
+                Why::Sequence
+            }
             _ => return,
         };
         child.leave_running(now);
         child.state = State::Stopping { why, stage: Stage::Aborted };
-        child.since = now;
         let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
-        self.aborted.push(Arc::clone(&child.name));
+        if down {
+            self.aborted.push(Arc::clone(&child.name));
+        }
         self.set_due(key, due);
         self.note(key, Note::Aborted);
-        self.actions.push(Action::Cancel { key });
         self.actions.push(Action::Abort { key });
     }
 
@@ -98,7 +98,6 @@ impl Core {
             return;
         }
         child.leave_running(now);
-        child.since = now;
         let (stage, within) = match child.rules.shutdown {
             Shutdown::Abort => (Stage::Aborted, child.grace(grace)),
             Shutdown::Timeout(limit) => (Stage::Asked, Some(limit)),
@@ -122,14 +121,17 @@ impl Core {
             Why::Sequence => self.settle(key, State::Waiting, now),
             Why::Keep => {
                 self.settle(key, State::Stopped, now);
-                self.answer(key, Answer::Done);
+                self.answer(key, Ok(()));
             }
             Why::Remove => {
-                self.answer(key, Answer::Done);
+                self.answer(key, Ok(()));
                 self.forget(key);
             }
+            // By name, a temporary one too.
             Why::Restart => {
-                self.settle(key, State::Waiting, now);
+                if let Some(child) = self.children.get_mut(key) {
+                    child.state = State::Waiting;
+                }
                 self.starts.push_back(key);
             }
             Why::NotReady => self.failed_start(now, key),
@@ -146,32 +148,39 @@ impl Core {
 
     /// A child would not end even when aborted.
     pub(super) fn is_stuck(&mut self, now: Instant, key: Key, why: Why) {
-        if self.is_down() {
-            self.current = self.current.filter(|current| *current != key);
-            return;
-        }
+        let down = self.is_down();
+        let Some(child) = self.children.get_mut(key) else { return };
         match why {
+            _ if down => {}
             // It must not run twice: who is started together with it waits for it.
-            Why::Sequence => self.answer_blocked(),
+            Why::Sequence => return self.answer_blocked(),
             Why::NotReady if self.phase == Phase::Starting => {
-                if let Some(name) = self.children.get(key).map(|child| Arc::clone(&child.name)) {
-                    self.begin_down(now, Ending::StartFailed(name));
-                }
+                child.last_error = child.rules.readiness.map(Exit::NotReady).as_ref().and_then(Exit::text);
+                return self.start_failed(now, key);
             }
-            Why::NotReady | Why::Unhealthy | Why::Over | Why::Keep | Why::Remove | Why::Restart => {
-                self.answer(key, Answer::WouldNotStop);
-                self.current = self.current.filter(|current| *current != key);
+            _ => {
+                let name = Arc::clone(&child.name);
+                self.answer(key, Err(CommandError::WouldNotStop(name)));
             }
         }
+        self.current = self.current.filter(|current| *current != key);
+    }
+
+    /// A first start has failed, and with it the supervisor.
+    pub(super) fn start_failed(&mut self, now: Instant, key: Key) {
+        let Some(child) = self.children.get(key) else { return };
+        let (supervisor, child, error) =
+            (Arc::clone(&self.config.name), Arc::clone(&child.name), child.last_error.clone());
+        self.begin_down(now, Cause::MeltedDown(MeltDown::Start { supervisor, child, error }));
     }
 
     /// The first cause holds.
-    pub(super) fn begin_down(&mut self, now: Instant, ending: Ending) {
-        if matches!(self.phase, Phase::Down | Phase::Ended) {
+    pub(super) fn begin_down(&mut self, now: Instant, cause: Cause) {
+        if self.is_down() {
             return;
         }
-        self.phase = Phase::Down;
-        self.cause = Some(ending);
+        self.phase = Phase::Stopping;
+        self.cause = Some(cause);
         self.down_since = Some(now);
         self.actions.push(Action::Stopping);
         if let Some(budget) = self.config.stop_budget {
@@ -186,34 +195,23 @@ impl Core {
             matches!(child.state, State::Stopping { stage: Stage::Asked | Stage::Aborted, .. })
         };
         self.current = self.current.filter(|key| self.children.get(*key).is_some_and(stopping));
-        let mut resting = Vec::new();
-        let mut commands = Vec::new();
-        for (key, child) in self.children.iter() {
-            if child.command.is_some() {
-                commands.push(key);
-            }
-            if child.state.is_stuck() {
-                continue;
-            }
-            if child.state.is_alive() {
-                self.stops.push(key);
-            } else {
-                resting.push(key);
-            }
-        }
-        for key in resting {
-            if let Some(child) = self.children.get_mut(key) {
+        let alive = self.children.iter().filter(|(_, c)| c.state.is_alive() && !c.state.is_stuck());
+        self.stops.extend(alive.map(|(key, _)| key));
+        let mut asked = Vec::new();
+        for child in self.children.values_mut() {
+            asked.extend(child.command.take());
+            if !child.state.is_alive() {
                 child.state = State::Stopped;
                 child.due = None;
             }
         }
-        for key in commands {
-            self.answer(key, Answer::ShutDown);
-        }
         for deferred in std::mem::take(&mut self.deferred) {
-            if let Deferred::Command { id, .. } | Deferred::Add { id, .. } = deferred {
-                self.actions.push(Action::Answer { id, answer: Answer::ShutDown });
+            if let Deferred::Command { id, .. } = deferred {
+                asked.push(id);
             }
+        }
+        for id in asked {
+            self.reply(id, Err(CommandError::ShutDown));
         }
     }
 
@@ -229,8 +227,8 @@ impl Core {
                 return;
             }
         }
-        if self.phase == Phase::Down && self.alive == self.stuck {
-            self.phase = Phase::Ended;
+        if self.is_stopping() && self.alive == self.stuck {
+            self.phase = Phase::Stopped;
             (self.budget_ends, self.hurries) = (None, None);
             self.actions.push(Action::Ended);
         }

@@ -142,3 +142,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whatever_number_says_where_in_the_jitter_a_delay_falls_it_is_within_its_bounds() {
+    for random in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 1.0, 2.0] {
+        for base in [Duration::from_nanos(1), Duration::from_secs(u64::MAX / 3), Duration::MAX] {
+            for jitter in [Jitter::Equal, Jitter::Full] {
+                let delay = Backoff::exponential(base, base).with_jitter(jitter).delay(0, random);
+                assert!(delay <= base, "{random} {base:?} {jitter:?}");
+            }
+        }
+    }
+}

@@ -248,3 +248,33 @@ async fn a_stopped_child_that_does_not_start_again_stays_stopped_and_is_not_coun
     s.start_child("a").await.unwrap();
     assert_eq!(s.snapshot().child("a").unwrap().state, ChildState::Running);
 }
+
+#[tokio::test(start_paused = true)]
+async fn so_many_commands_are_queued_and_the_next_waits_for_a_place_in_order() {
+    let s = up(Supervisor::one_for_one()).await;
+    let busy = queued(s.add(slow("slow"))).await;
+    settle().await;
+    // Nobody waits for these: the first are carried out all the same, the others never got into the queue.
+    for n in 0..3000 {
+        drop(queued(s.add(idle(&format!("c{n}")))).await);
+    }
+    let waits = queued(s.add(idle("waits"))).await;
+    assert_eq!(s.snapshot().children.len(), 1);
+    busy.await.unwrap();
+    waits.await.unwrap();
+    let children = s.snapshot().children;
+    assert_eq!((children.len(), &*children[1023].name, &*children[1024].name), (1025, "c1022", "waits"));
+    assert!(s.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_place_in_the_queue_is_told_when_all_is_shut_down() {
+    let s = up(Supervisor::one_for_one()).await;
+    let busy = queued(s.add(slow("slow"))).await;
+    for n in 0..1023 {
+        drop(queued(s.add(idle(&format!("c{n}")))).await);
+    }
+    let waits = queued(s.add(idle("waits"))).await;
+    assert!(s.stop().await.is_clean());
+    assert_eq!((busy.await, waits.await), (Err(CommandError::ShutDown), Err(CommandError::ShutDown)));
+}

@@ -195,3 +195,24 @@ async fn wakers_that_panic_do_not_take_the_supervisor_along() {
     let report = s.stop().await;
     assert!(report.is_clean(), "{report}");
 }
+
+#[test]
+fn wakers_that_panic_when_the_runtime_ends_do_not_keep_the_report_back() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let s = runtime.block_on(up(Supervisor::one_for_one()));
+    runtime.block_on(async {
+        let never = Child::new("never", async |_: Context| std::future::pending::<()>().await);
+        for child in [never.with_readiness(secs(3600)), idle("waits")] {
+            let mut add = Box::pin(s.add(child));
+            poll_badly(&mut add);
+            // Nobody polls them again, and they are not dropped either.
+            std::mem::forget(add);
+            settle().await;
+        }
+    });
+    drop(runtime);
+    let other =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let report = other.block_on(async { tokio::time::timeout(secs(60), s.wait()).await.unwrap() });
+    assert!(matches!(report.cause, async_supervisor::Cause::Lost), "{report}");
+}

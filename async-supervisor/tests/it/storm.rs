@@ -1,13 +1,17 @@
 //! Storms: everything at once, at random. Nobody runs twice at once, every command is answered, and after a stop nothing is left.
 
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
 
-use async_supervisor::{Backoff, Child, Context, Health, Intensity, Restart, Shutdown, Strategy, Supervisor};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use async_supervisor::{
+    Backoff, Child, Context, Handle, Health, Intensity, Restart, Shutdown, Strategy, Supervisor,
+};
+use tokio::task::{JoinSet, unconstrained};
+use tokio::time::{advance, sleep, timeout};
 
-use crate::common::{Roll, error, ms, secs};
+use crate::common::{Log, Order, Roll, error, ms, secs, tolerant, up};
 
 const STRATEGIES: [Strategy; 4] =
     [Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne, Strategy::Pool];
@@ -187,5 +191,51 @@ async fn of_commands_and_exits_on_several_threads() {
         let report = s.stop().await;
         assert!(report.leaked.is_empty() && report.aborted.is_empty(), "{report}");
         assert_eq!(roll.len(), 0, "{strategy}");
+    }
+}
+
+type Asked = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Asks again in the moment in which it is answered, so that the supervisor's inbox is never empty.
+struct Insists {
+    handle: Handle,
+    asked: Mutex<Option<Asked>>,
+    times: AtomicU64,
+}
+
+impl Insists {
+    fn ask(self: &Arc<Self>) {
+        if self.times.fetch_add(1, Relaxed) >= 100_000 {
+            return;
+        }
+        let handle = self.handle.clone();
+        let mut asked: Asked =
+            Box::pin(unconstrained(async move { drop(handle.stop_child("nobody").await) }));
+        let waker = Waker::from(Arc::clone(self));
+        assert!(asked.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+        let answered = self.asked.lock().unwrap().replace(asked);
+        drop(answered);
+    }
+}
+
+impl Wake for Insists {
+    fn wake(self: Arc<Self>) {
+        self.ask();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_much_there_is_to_hear_what_is_due_is_done_in_time() {
+    let log = Log::new();
+    let child = log.child("a").with_backoff(Backoff::constant(secs(1)));
+    let s = up(tolerant(Supervisor::one_for_one()).with_child(child)).await;
+    log.tell("a", Order::Fail).await;
+    let insists = Arc::new(Insists { handle: s.handle(), asked: Mutex::default(), times: AtomicU64::new(0) });
+    insists.ask();
+    advance(secs(2)).await;
+    let attempts = || s.snapshot().child("a").unwrap().attempts;
+    while attempts() < 2 {
+        assert!(insists.times.load(Relaxed) < 100_000, "only when there was nothing more to hear");
+        tokio::task::yield_now().await;
     }
 }

@@ -119,7 +119,7 @@ proptest! {
                     world.command(verb, &name(child));
                 }
                 Chaos::Add(child, restart) => {
-                    let _ = world.add(&name(child), Rules { restart, significant: false, ..added.clone() });
+                    world.add(&name(child), Rules { restart, significant: false, ..added.clone() });
                 }
                 Chaos::Pass(ms) => world.pass(Duration::from_millis(ms)),
                 Chaos::Stop => {

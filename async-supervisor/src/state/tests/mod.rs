@@ -11,9 +11,9 @@ use proptest::prelude::{Just, prop_oneof};
 use proptest::strategy::Strategy;
 use tokio::time::Instant;
 
-use super::{Action, Answer, CommandId, Config, Core, End, Ending, Key, Phase, Stage, State, Verb};
+use super::{Action, Answer, CommandId, Config, Core, End, Key, Phase, Stage, State, Verb};
 use crate::spec::{AutoShutdown, Restart, Rules, Strategy as Kind};
-use crate::{Backoff, Intensity, Shutdown};
+use crate::{Backoff, Cause, CommandError, Intensity, Shutdown};
 
 /// Carries out what the core says, and checks what must hold whatever happens.
 struct World {
@@ -36,13 +36,14 @@ struct World {
 
 fn config(strategy: Kind) -> Config {
     Config {
+        name: "root".into(),
         strategy,
         intensity: Intensity::unlimited(),
         auto_shutdown: AutoShutdown::Never,
         stop_budget: None,
         abort_grace: Duration::from_millis(100),
         max_children: None,
-        seed: 7,
+        seed: Some(7),
     }
 }
 
@@ -58,7 +59,7 @@ impl World {
     fn with_workers(config: Config, children: Vec<(String, Rules)>, obedient: bool) -> Self {
         let now = Instant::now();
         let mut world = Self {
-            core: Core::new(config, children.len()),
+            core: Core::new(config, children.len(), 0),
             now,
             started: now,
             names: HashMap::new(),
@@ -74,7 +75,7 @@ impl World {
             obedient,
         };
         for (name, rules) in children {
-            let key = world.core.prepare(now, name.as_str().into(), Arc::new(rules)).unwrap();
+            let key = world.core.prepare(now, name.as_str().into(), Arc::new(rules));
             world.names.insert(key, name);
         }
         world.core.start(now);
@@ -172,16 +173,13 @@ impl World {
         self.asked
     }
 
-    fn add(&mut self, name: &str, rules: Rules) -> Result<usize, Answer> {
+    fn add(&mut self, name: &str, rules: Rules) -> usize {
         self.asked += 1;
         self.open.push(self.asked);
         self.added.insert(self.asked, name.to_owned());
-        self.core.add(self.now, CommandId(self.asked), name.into(), Arc::new(rules));
+        self.core.command(self.now, CommandId(self.asked), Verb::Add(Arc::new(rules)), name.into());
         self.act();
-        match self.answers.get(&self.asked) {
-            Some(answer @ (Answer::Exists | Answer::Full | Answer::ShutDown)) => Err(answer.clone()),
-            _ => Ok(self.asked),
-        }
+        self.asked
     }
 
     fn pass(&mut self, time: Duration) {
@@ -291,6 +289,31 @@ fn a_stuck_child_holds_its_group_but_not_a_stop() {
 }
 
 #[test]
+fn a_temporary_child_that_would_not_stop_is_restarted_when_it_ends() {
+    let mut world = World::with_workers(
+        config(Kind::OneForOne),
+        vec![("a".to_owned(), rules(Restart::Temporary))],
+        false,
+    );
+    let id = world.command(Verb::Restart, "a");
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.answers[&id], Err(CommandError::WouldNotStop("a".into())));
+    world.exit(world.key("a").unwrap(), End::Normal);
+    assert_eq!(world.trace.join(" "), "+a -a +a");
+}
+
+#[test]
+fn a_first_start_that_would_not_stop_says_why_it_failed() {
+    let limit = Duration::from_secs(1);
+    let slow = Rules { readiness: Some(limit), ..rules(Restart::Permanent) };
+    let mut world = World::with_workers(config(Kind::OneForOne), vec![("a".to_owned(), slow)], false);
+    world.pass(Duration::from_secs(60));
+    assert!(world.ended);
+    let Some(Cause::MeltedDown(down)) = &world.core.cause else { panic!() };
+    assert_eq!(down.to_string(), "supervisor `root` did not start: `a`: not ready within 1s");
+}
+
+#[test]
 fn the_budget_ends_a_stop() {
     let wait = Rules { shutdown: Shutdown::Wait, ..rules(Restart::Permanent) };
     let children = ["a", "b", "c"].map(|name| (name.to_owned(), wait.clone()));
@@ -320,6 +343,6 @@ fn the_first_cause_of_a_stop_holds() {
     world.core.force(world.now);
     world.act();
     world.exit(world.key("a").unwrap(), End::Normal);
-    assert_eq!(world.core.cause, Some(Ending::Told));
-    assert_eq!(world.core.phase, Phase::Ended);
+    assert!(matches!(world.core.cause, Some(Cause::Stopped)));
+    assert_eq!(world.core.phase, Phase::Stopped);
 }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::{World, config, kind, restart, rules, verb};
+use crate::CommandError;
 use crate::spec::{Restart, Strategy as Kind};
 use crate::state::{Answer, End, Verb};
 
@@ -73,11 +74,12 @@ impl Model {
         self.trace.push(format!("+{}", self.children[at].0));
     }
 
-    fn command(&mut self, verb: Verb, name: &str) -> Answer {
-        let Some(at) = self.at(name) else { return Answer::NotFound };
+    fn command(&mut self, verb: &Verb, name: &str) -> Answer {
+        let Some(at) = self.at(name) else { return Err(CommandError::NotFound(name.into())) };
         let running = self.children[at].2;
         match verb {
-            Verb::Start | Verb::Delete if running => return Answer::Running,
+            Verb::Add(_) => unreachable!(),
+            Verb::Start | Verb::Delete if running => return Err(CommandError::Running(name.into())),
             Verb::Start => self.run(at),
             Verb::Delete => drop(self.children.remove(at)),
             Verb::Stop => {
@@ -95,7 +97,7 @@ impl Model {
                 self.run(at);
             }
         }
-        Answer::Done
+        Ok(())
     }
 
     fn stop(&mut self) {
@@ -146,16 +148,17 @@ proptest! {
                     model.exit(&name(child), end);
                 }
                 Step::Command(verb, child) => {
+                    let answer = model.command(&verb, &name(child));
                     let id = world.command(verb, &name(child));
-                    let answer = model.command(verb, &name(child));
                     prop_assert_eq!(world.answers.get(&id), Some(&answer));
                 }
                 Step::Add(child, restart) => {
-                    let added = world.add(&name(child), rules(restart));
+                    let id = world.add(&name(child), rules(restart));
                     if model.at(&name(child)).is_some() {
-                        prop_assert_eq!(added, Err(Answer::Exists));
+                        let exists = CommandError::AlreadyExists(name(child).into());
+                        prop_assert_eq!(world.answers.get(&id), Some(&Err(exists)));
                     } else {
-                        prop_assert_eq!(world.answers.get(&added.unwrap()), Some(&Answer::Done));
+                        prop_assert_eq!(world.answers.get(&id), Some(&Ok(())));
                         model.children.push((name(child), restart, false, 0));
                         model.run(model.children.len() - 1);
                     }
