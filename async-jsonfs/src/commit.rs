@@ -77,8 +77,6 @@ const READ_BACK_EACH: usize = 64 << 10;
 pub(crate) struct Committed<T> {
     pub(crate) state: Option<Arc<T>>,
     pub(crate) failed: Option<Fault>,
-    /// The file that was replaced. Closed, it is gone for good, and that may take the file system a while.
-    pub(crate) replaced: Option<File>,
 }
 
 impl Disk {
@@ -135,7 +133,7 @@ impl Disk {
     {
         // The file first: if it cannot be read, no closure has run.
         let (base, reloaded) = match self.reload(held) {
-            Err(fault) => return Committed { state: None, failed: Some(fault), replaced: None },
+            Err(fault) => return Committed { state: None, failed: Some(fault) },
             Ok(None) => (Arc::clone(state), false),
             Ok(Some(reloaded)) => (Arc::new(reloaded), true),
         };
@@ -169,20 +167,13 @@ impl Disk {
             Some(next) if !next.read_back => self.prepare::<T>(&held, next.printed, true).map(Some),
             next => Ok(next),
         };
-        let written = next.and_then(|next| next.map_or(Ok(None), |next| self.write(&held, next)));
-        match written {
-            Err(fault) if fault.outcome == Outcome::NotWritten => {
-                let_go(now);
-                Committed { state: reloaded.then_some(base), failed: Some(fault), replaced: None }
-            }
-            written => {
-                let_go(base);
-                let (failed, replaced) = match written {
-                    Ok(replaced) => (None, replaced),
-                    Err(fault) => (Some(fault), None),
-                };
-                Committed { state: Some(now), failed, replaced }
-            }
+        let failed = next.and_then(|next| next.map_or(Ok(()), |next| self.write(&held, next))).err();
+        if failed.as_ref().is_some_and(|fault| fault.outcome == Outcome::NotWritten) {
+            let_go(now);
+            Committed { state: reloaded.then_some(base), failed }
+        } else {
+            let_go(base);
+            Committed { state: Some(now), failed }
         }
     }
 
@@ -247,14 +238,14 @@ impl Disk {
         Ok(Prepared { printed, bytes, read_back })
     }
 
-    fn write(&mut self, held: &Held<'_>, next: Prepared) -> Result<Option<File>, Fault> {
+    fn write(&mut self, held: &Held<'_>, next: Prepared) -> Result<(), Fault> {
         let bytes = next.bytes.as_deref().unwrap_or(&next.printed);
         let durability = held.options.durability;
         let unchanged = self.seen.is_some() && !self.suspect && bytes == self.known();
         if unchanged && (self.durable || durability == Durability::Visible) {
             self.printed = next.printed;
             self.raw = next.bytes;
-            return Ok(None);
+            return Ok(());
         }
         let old = self.seen.as_ref().map(|seen| seen.meta);
         let written = if self.suspect || self.seen.is_none() {
@@ -267,12 +258,14 @@ impl Disk {
                 let since = SystemTime::now();
                 let meta = held.ops.stat(&file).step("look at the file");
                 let seen = meta.ok().map(|meta| Seen::new(file, meta, since));
-                let replaced = mem::replace(&mut self.seen, seen);
+                if let Some(seen) = mem::replace(&mut self.seen, seen) {
+                    held.close_later(seen.file, &seen.meta);
+                }
                 self.printed = next.printed;
                 self.raw = next.bytes;
                 self.durable = durability == Durability::Durable;
                 self.suspect = false;
-                Ok(replaced.map(|seen| seen.file))
+                Ok(())
             }
             Err(fault) => {
                 if fault.outcome != Outcome::NotWritten {

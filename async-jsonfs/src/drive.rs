@@ -4,7 +4,7 @@
 //! meanwhile. No task is needed, so it does not matter whether that runtime is polled. Where somebody else is on the file, a
 //! thread waits for it; and one takes over when the runtime shuts down, as callers of another may be waiting.
 
-use std::fs::File;
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::panics::contained;
 /// A store, of whatever type.
 pub(crate) trait Drive: Send + Sync + 'static {
     fn file(&self) -> &JsonFile;
-    /// Commits what waits; all of it has been told when this returns. What is left over is to be dropped when nobody waits for it.
-    fn commit(&self, held: &Held<'_>) -> Option<File>;
+    /// Commits what waits; all of it has been told when this returns.
+    fn commit(&self, held: &Held<'_>);
     /// Tells all that wait that it cannot be.
     fn fail(&self, fault: Fault);
     /// Whether more waits. If not, there is no driver from here on.
@@ -42,8 +42,9 @@ impl Driver {
 
     fn job(mut self) {
         let Some(store) = &self.0 else { return };
-        let mut replaced = None;
-        match store.file().try_exclusive(|held| replaced = store.commit(held)) {
+        // Closed when nobody waits for it.
+        let replaced = Cell::new(None);
+        match store.file().try_exclusive(&replaced, |held| store.commit(held)) {
             // Somebody else is on the file: a thread waits.
             Ok(None) => return,
             Ok(Some(())) => {}
@@ -55,7 +56,6 @@ impl Driver {
             // Not in this job: a runtime that shuts down waits for it to end.
             self.start(&runtime);
         }
-        drop(replaced);
     }
 }
 
@@ -80,7 +80,7 @@ impl Drop for Driver {
 fn drive(store: &dyn Drive) {
     loop {
         contained(|| {
-            if let Err(fault) = store.file().blocking_exclusive(|held| drop(store.commit(held))) {
+            if let Err(fault) = store.file().blocking_exclusive(|held| store.commit(held)) {
                 store.fail(fault);
             }
         });

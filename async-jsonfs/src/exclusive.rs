@@ -1,5 +1,6 @@
 //! How a change runs: its turn, the lock, then all of it in one blocking job.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -76,14 +77,15 @@ pub(crate) async fn run<R: Send + 'static>(
         let ops = Arc::clone(&ops);
         let spelled = keep.take();
         let step = move |cancelled: &AtomicBool| {
-            let progress = advance(&*ops, stage, &options, cancelled, work);
+            let replaced = Cell::new(None);
+            let progress = advance(&*ops, stage, &options, cancelled, &replaced, work);
             // What is done ends its turn here, whether or not its caller is ever polled again.
             let keep = if matches!(progress, Ok(Progress::Queue { .. } | Progress::Wait { .. })) {
                 spelled
             } else {
                 None
             };
-            (progress, keep)
+            ((progress, keep), replaced)
         };
         let (progress, spelled) = job::run(step).await?;
         keep = spelled;
@@ -108,11 +110,12 @@ pub(crate) fn try_run<R>(
     ops: &dyn Ops,
     path: &Path,
     options: &Options,
+    replaced: &Cell<Option<File>>,
     work: impl FnOnce(&Held<'_>) -> Result<R, Fault>,
 ) -> Result<Option<R>, Fault> {
     let path = absolute(path)?;
     let Some(_spelled) = SPELLED.entry(path.clone()).try_turn() else { return Ok(None) };
-    match advance(ops, Stage::Fresh(path), options, &AtomicBool::new(false), work)? {
+    match advance(ops, Stage::Fresh(path), options, &AtomicBool::new(false), replaced, work)? {
         Progress::Done(done) => done.map(Some),
         Progress::Queue { .. } | Progress::Wait { .. } => Ok(None),
     }
@@ -128,8 +131,9 @@ pub(crate) fn run_blocking<R>(
     let path = absolute(path)?;
     let _spelled = SPELLED.entry(path.clone()).blocking_turn();
     let (mut stage, mut work) = (Stage::Fresh(path), work);
+    let replaced = Cell::new(None);
     loop {
-        match advance(ops, stage, options, &AtomicBool::new(false), work)? {
+        match advance(ops, stage, options, &AtomicBool::new(false), &replaced, work)? {
             Progress::Done(done) => return done,
             Progress::Queue { target, entry, work: back } => {
                 let turn = Arc::clone(&entry).blocking_turn();
@@ -151,6 +155,7 @@ fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
     mut stage: Stage,
     options: &Options,
     cancelled: &AtomicBool,
+    replaced: &Cell<Option<File>>,
     work: W,
 ) -> Result<Progress<W, R>, Fault> {
     loop {
@@ -181,7 +186,7 @@ fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
                 }
             }
             Stage::Mine { target, turn, mut locked } => {
-                let held = Held { ops, target: &target, options, cancelled };
+                let held = Held { ops, target: &target, options, cancelled, replaced };
                 let done = catch_unwind(AssertUnwindSafe(|| work(&held)));
                 let failed = match &done {
                     Ok(done) => done.as_ref().is_err_and(|fault| fault.outcome == Outcome::NotWritten),

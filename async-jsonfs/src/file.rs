@@ -1,3 +1,5 @@
+use std::cell::Cell;
+use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -148,8 +150,12 @@ impl JsonFile {
     }
 
     /// [`exclusive`](Self::exclusive) without a wait: `None` if somebody else is on the file.
-    pub(crate) fn try_exclusive(&self, work: impl FnOnce(&Held<'_>)) -> Result<Option<()>, Fault> {
-        exclusive::try_run(&*self.ops, &self.path, &self.options, |held| {
+    pub(crate) fn try_exclusive(
+        &self,
+        replaced: &Cell<Option<File>>,
+        work: impl FnOnce(&Held<'_>),
+    ) -> Result<Option<()>, Fault> {
+        exclusive::try_run(&*self.ops, &self.path, &self.options, replaced, |held| {
             work(held);
             Ok(())
         })

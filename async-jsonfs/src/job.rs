@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use async_policy::{PolicyKind, Reason, Rejection};
-use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinError, spawn_blocking};
 
 use crate::error::{ErrorKind, Fault};
 
@@ -30,21 +31,27 @@ pub(crate) fn refusal(reason: Reason) -> Rejection {
     Rejection::new(PolicyKind::File, reason)
 }
 
-/// Runs `work` on the blocking pool. A panic in it goes on in the caller.
-pub(crate) async fn run<R: Send + 'static>(
-    work: impl FnOnce(&AtomicBool) -> R + Send + 'static,
+/// Runs `work` on the blocking pool. What it returns beside its result is dropped there once the caller has been told. A panic in it goes on in the
+/// caller.
+pub(crate) async fn run<R: Send + 'static, L>(
+    work: impl FnOnce(&AtomicBool) -> (R, L) + Send + 'static,
 ) -> Result<R, Fault> {
     let flag = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&flag);
-    let handle = spawn_blocking(move || work(&seen));
+    let (caller, receiver) = oneshot::channel();
+    let handle = spawn_blocking(move || {
+        let (done, later) = work(&seen);
+        drop(caller.send(done));
+        drop(later);
+    });
     let _abandon = Abandon { flag, handle: handle.abort_handle() };
-    match handle.await {
-        Ok(done) => Ok(done),
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // Never begun: the runtime is shutting down.
-            Err(_) => Err(ErrorKind::Rejected(refusal(Reason::ShutDown)).into()),
-        },
+    if let Ok(done) = receiver.await {
+        return Ok(done);
+    }
+    match handle.await.map_err(JoinError::try_into_panic) {
+        Err(Ok(panic)) => resume_unwind(panic),
+        // Never begun: the runtime is shutting down.
+        _ => Err(ErrorKind::Rejected(refusal(Reason::ShutDown)).into()),
     }
 }
 
@@ -109,5 +116,27 @@ impl<T: Send + 'static> Drop for DropElsewhere<T> {
         {
             drop(runtime.spawn_blocking(move || drop(value)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
+
+    struct Waits(Receiver<()>);
+
+    impl Drop for Waits {
+        fn drop(&mut self) {
+            // Longer than any machine takes.
+            self.0.recv_timeout(Duration::from_secs(30)).expect("its caller has not been told");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_is_told_before_what_is_left_is_dropped() {
+        let (told, waits) = channel();
+        assert_eq!(super::run(|_| (1, Waits(waits))).await.unwrap(), 1);
+        told.send(()).unwrap();
     }
 }

@@ -1,6 +1,5 @@
 use std::convert::Infallible;
 use std::fmt;
-use std::fs::File;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -312,11 +311,11 @@ where
         &self.file
     }
 
-    fn commit(&self, held: &Held<'_>) -> Option<File> {
+    fn commit(&self, held: &Held<'_>) {
         let mut batch = lock(&self.queue).take();
         let mut disk = std::mem::take(&mut *lock(&self.disk));
         let state = Arc::clone(&lock(&self.committed));
-        let Committed { state: now, failed, replaced } =
+        let Committed { state: now, failed } =
             disk.commit(held, &state, &mut batch, |fault| self.file.error(fault));
         *lock(&self.disk) = disk;
         let old = now.map(|now| std::mem::replace(&mut *lock(&self.committed), now));
@@ -327,7 +326,6 @@ where
         }
         // Here, where it holds nobody up, not under the lock, and after all have been told.
         let_go((old, state));
-        replaced
     }
 
     fn fail(&self, fault: Fault) {

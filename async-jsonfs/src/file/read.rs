@@ -1,5 +1,6 @@
 //! Reading: without a turn, without a lock.
 
+use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 
 use serde::de::DeserializeOwned;
@@ -76,7 +77,7 @@ impl JsonFile {
             let (bytes, _) = target::read(&*ops, &file.step("open")?, &options)?;
             if bytes.len() > SMALL { make(&bytes, &options).map(Read::Made) } else { Ok(Read::Small(bytes)) }
         };
-        let made = match job::run(read).await {
+        let made = match job::run(move |cancelled| (read(cancelled), ())).await {
             Ok(Ok(Read::Made(made))) => Ok(made),
             Ok(Ok(Read::Small(bytes))) => make(&bytes, &self.options),
             Ok(Err(fault)) | Err(fault) => Err(fault),
@@ -93,10 +94,15 @@ impl JsonFile {
         let looked = job::run(move |cancelled: &AtomicBool| {
             let options = Options { create_parents: false, ..options };
             let target = target::absolute(&path).and_then(|path| Target::resolve(&*ops, &path, &options));
-            match target {
-                Ok(target) => work(Ok(&Held { ops: &*ops, target: &target, options: &options, cancelled })),
+            let replaced = Cell::new(None);
+            let looked = match target {
+                Ok(target) => {
+                    let (ops, options, replaced) = (&*ops, &options, &replaced);
+                    work(Ok(&Held { ops, target: &target, options, cancelled, replaced }))
+                }
                 Err(fault) => work(Err(fault)),
-            }
+            };
+            (looked, ())
         });
         looked.await.and_then(|looked| looked).map_err(|fault| self.error(fault))
     }

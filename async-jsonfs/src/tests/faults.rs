@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::hooked::{Fault, Hooked};
-use crate::{Durability, Error, JsonFile, Outcome, Store};
+use crate::{Durability, Error, JsonFile, Outcome, Saved, Store};
 
 const OLD: &str = "{ \"old\": 1 }";
 
@@ -102,6 +102,27 @@ async fn of_a_save() {
 async fn of_a_visible_save() {
     let calls = each_operation("1\n", Durability::Visible, async |file| file.save(1).await.map(drop)).await;
     assert!(!calls.contains(&"sync") && !calls.contains(&"sync_dir"), "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_cannot_be_read_can_be_replaced() {
+    for call in ["open_at", "read_again"] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.json");
+        fs::write(&path, "1\n").unwrap();
+        let ops = Hooked::new(Fault::None);
+        let file = JsonFile::new(&path).with_ops(Arc::clone(&ops) as _);
+        file.save(2).await.unwrap();
+        let nth = ops.calls().iter().position(|made| *made == call).unwrap();
+        // The directory has been swept by now, and there is a lock file: the same calls, but for those.
+        ops.set(Fault::None);
+        file.save(3).await.unwrap();
+        let again = ops.calls().iter().position(|made| *made == call).unwrap();
+        assert!(again <= nth);
+        ops.set(Fault::Once(again, Errno::ACCESS));
+        assert_eq!(file.save(4).await.unwrap(), Saved::Written, "{call}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "4\n");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -81,6 +81,24 @@ async fn a_full_disk() {
     assert_eq!(load::<String>(&path).await.unwrap(), "x".repeat(7));
 }
 
+#[tokio::test]
+async fn room_for_two_copies_is_enough_for_one_save_after_another() {
+    let Some(small) = Small::mount() else {
+        eprintln!("SKIPPED: no permission to mount a small file system");
+        return;
+    };
+    let path = small.0.path().join("a.json");
+    let text = |n: usize| ["x", "y"][n % 2].repeat(26_000);
+    for n in 0..200 {
+        save(&path, text(n)).await.unwrap();
+        update(&path, |text: &mut String| *text += "!").await.unwrap();
+    }
+    let store = Store::<String>::open(&path).await.unwrap();
+    for n in 0..200 {
+        store.update(move |now| *now = text(n)).await.unwrap();
+    }
+}
+
 #[test]
 fn a_runtime_shut_down_in_the_middle_of_writes() {
     let dir = TempDir::new().unwrap();
