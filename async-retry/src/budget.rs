@@ -141,6 +141,9 @@ impl Shared {
 /// An attempt that an inner policy refused was not made: it keeps its token for the next one. One that panics has failed: its token is
 /// spent. A bucket smaller than the cost of a retry allows none.
 ///
+/// Each policy counts what it sees. Where two in one stack share a budget (a hedge inside a retry), a call through both is two calls in flight, and
+/// its success and its failures count in both: give an [`in_flight`](Self::in_flight) budget half the ratio there.
+///
 /// As configuration (feature `serde`): the fields are in [the table](crate#configuration).
 ///
 /// ```

@@ -22,8 +22,8 @@ pub(crate) trait Attempts {
     type Error: PolicyError;
     type Future: Future<Output = Result<Self::Value, Self::Error>>;
 
-    /// Starts the next attempt, once what it runs on is ready.
-    fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::Future, Self::Error>>;
+    /// Starts the next attempt, once what it runs on is ready. After the `last` one there will be no other.
+    fn poll_start(&mut self, cx: &mut Context<'_>, last: bool) -> Poll<Result<Self::Future, Self::Error>>;
 
     /// What an answer means.
     fn classify(&self, answer: Result<&Self::Value, &Self::Error>) -> Option<Verdict>;
@@ -45,7 +45,7 @@ where
     type Future = Op::Future;
 
     #[inline]
-    fn poll_start(&mut self, _: &mut Context<'_>) -> Poll<Result<Op::Future, Op::Error>> {
+    fn poll_start(&mut self, _: &mut Context<'_>, _: bool) -> Poll<Result<Op::Future, Op::Error>> {
         Poll::Ready(Ok(self.0.start()))
     }
 
@@ -112,10 +112,6 @@ impl<R: Default> Story<R> {
             Self::New | Self::Began(_) => 0,
             Self::Past(past) => past.progress.attempts,
         }
-    }
-
-    fn into_record(self) -> Option<R> {
-        if let Self::Past(past) = self { Some(past.record) } else { None }
     }
 
     /// Runs a piece of an attempt.
@@ -255,7 +251,8 @@ where
                     result.unwrap_or_else(|limit| Err(A::Error::from_timed_out(retry.timed_out(limit))))
                 }
                 StateProjection::Starting => {
-                    match ready!(this.story.run(|| this.attempts.poll_start(cx))) {
+                    let last = retry.is_last(this.story.attempts());
+                    match ready!(this.story.run(|| this.attempts.poll_start(cx, last))) {
                         Ok(attempt) => {
                             this.state.set(State::running(attempt, retry));
                             if R::ALL {
@@ -263,9 +260,8 @@ where
                             }
                         }
                         Err(error) => {
-                            let story = this.story.take();
-                            retry.not_ready(story.attempts());
-                            this.state.set(State::over(R::finish(story.into_record(), Err(error))));
+                            let past = this.story.take().into_past();
+                            this.state.set(State::over(retry.not_ready(past, error)));
                         }
                     }
                     continue;

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::borrow::Borrow;
 use std::future::Future;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -56,15 +57,8 @@ type ResultOf<A> = Result<<A as Attempts>::Value, <A as Attempts>::Error>;
 /// How an attempt ended; `Err` with the payload of its panic.
 type Ending<A> = Result<ResultOf<A>, Box<dyn Any + Send>>;
 
-/// What an ended attempt means for the race.
-enum Ended<A: Attempts> {
-    /// It is over.
-    Won(ResultOf<A>),
-    /// Another try may help; what it follows.
-    Failed(After),
-    /// No other try is wanted.
-    Closed,
-}
+/// What an ended attempt means for the race: it is over, or goes on, perhaps with another attempt after this one.
+type Ended<A> = ControlFlow<ResultOf<A>, Option<After>>;
 
 impl<H, A: Attempts> Race<H, A> {
     /// A call whose first attempt is started when it is first polled.
@@ -114,9 +108,8 @@ where
             {
                 contained(|| this.first.set(None));
                 match state.end(1, None, ending) {
-                    Ended::Won(result) => return Poll::Ready(self.finish(Ok(result))),
-                    Ended::Failed(after) => failed = Some(after),
-                    Ended::Closed => {}
+                    Break(result) => return Poll::Ready(self.finish(Ok(result))),
+                    Continue(after) => failed = after.or(failed),
                 }
             }
             let mut n = 0;
@@ -129,14 +122,14 @@ where
                 let Extra { attempt, future, token } = state.extra.remove(n);
                 contained(|| drop(future));
                 match state.end(attempt, token, ending) {
-                    Ended::Won(result) => return Poll::Ready(self.finish(Ok(result))),
-                    Ended::Failed(after) => failed = Some(after),
-                    Ended::Closed => {}
+                    Break(result) => return Poll::Ready(self.finish(Ok(result))),
+                    Continue(after) => failed = after.or(failed),
                 }
             }
             if let Some(attempts) = &mut state.attempts
                 && state.opening.is_some()
-                && let Poll::Ready(opened) = caught(|| attempts.poll_start(cx))
+                && let last = state.started >= state.hedge.borrow().max_extra()
+                && let Poll::Ready(opened) = caught(|| attempts.poll_start(cx, last))
             {
                 let token = state.opening.take().flatten();
                 state.started += 1;
@@ -159,8 +152,8 @@ where
                         state.keep(Ok(Err(error)), AttemptOutcome::Refused);
                     }
                     Err(panic) => {
-                        if let Ended::Failed(after) = state.end(state.started, token, Err(panic)) {
-                            failed = Some(after);
+                        if let Continue(after) = state.end(state.started, token, Err(panic)) {
+                            failed = after.or(failed);
                         }
                     }
                 }
@@ -257,37 +250,43 @@ where
                     }
                     (None, _) => {}
                 }
-                Ended::Won(result)
+                Break(result)
             }
             (AttemptOutcome::Permanent, Ok(result)) => {
                 token.into_iter().for_each(BudgetToken::spend);
                 hedge.tell(Event::GaveUp { attempts: self.started, reason: StopReason::Permanent });
-                Ended::Won(result)
+                Break(result)
             }
             (AttemptOutcome::Ignored, Ok(result)) => {
                 hedge.tell(Event::GaveUp { attempts: self.started, reason: StopReason::Ignored });
-                Ended::Won(result)
+                Break(result)
             }
             // Not started: its token comes back.
             (AttemptOutcome::Refused, ending) => {
-                self.closed = Some(StopReason::Refused);
+                self.close(StopReason::Refused);
                 self.keep(ending, seen);
-                Ended::Closed
+                Continue(None)
             }
             (_, ending) => {
                 token.into_iter().for_each(BudgetToken::spend);
                 budget.into_iter().for_each(Budget::record_failure);
                 self.keep(ending, seen);
-                match seen {
+                Continue(match seen {
                     AttemptOutcome::Throttled => {
-                        self.closed = Some(StopReason::Throttled);
-                        Ended::Closed
+                        self.close(StopReason::Throttled);
+                        None
                     }
-                    AttemptOutcome::TimedOut => Ended::Failed(After::TimedOut),
-                    _ => Ended::Failed(After::Failed),
-                }
+                    AttemptOutcome::TimedOut => Some(After::TimedOut),
+                    _ => Some(After::Failed),
+                })
             }
         }
+    }
+
+    /// No further attempt is wanted, nor the one that waits until what it runs on is ready.
+    fn close(&mut self, reason: StopReason) {
+        self.closed = Some(reason);
+        self.opening = None;
     }
 
     /// The later one of those worth most is what the call ends with.
@@ -335,15 +334,14 @@ where
         this.timer.set(None);
         contained(|| state.best = None);
         contained(|| state.attempts = None);
-        let first = this.first.is_some();
+        let mut aborted: Vec<u32> = this.first.is_some().then_some(1).into_iter().collect();
         contained(|| this.first.set(None));
-        if first {
-            state.tell(Event::Aborted { attempt: 1 });
-        }
         for Extra { attempt, future, .. } in losers {
             contained(|| drop(future));
-            state.tell(Event::Aborted { attempt });
+            aborted.push(attempt);
         }
+        // Told when all are gone: a listener that panics must meet no other panic on its way.
+        aborted.into_iter().for_each(|attempt| state.tell(Event::Aborted { attempt }));
         ending.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }

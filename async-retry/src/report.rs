@@ -24,6 +24,9 @@ pub(crate) trait Record<T, E> {
     /// An attempt ended.
     fn end(&mut self, _outcome: AttemptOutcome, _next: &Next) {}
 
+    /// There is no further attempt.
+    fn stop(&mut self, _reason: StopReason) {}
+
     /// The call goes on, or ends with another result.
     fn keep(&mut self, result: Result<T, E>, outcome: AttemptOutcome);
 
@@ -180,6 +183,10 @@ impl<T, E> Record<T, E> for Reporter<T, E> {
             result: None,
         });
         self.report.stopped = if let Next::Stop(reason) = next { Some(*reason) } else { None };
+    }
+
+    fn stop(&mut self, reason: StopReason) {
+        self.report.stopped = Some(reason);
     }
 
     fn keep(&mut self, result: Result<T, E>, _: AttemptOutcome) {

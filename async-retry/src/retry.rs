@@ -150,9 +150,9 @@ impl Retry {
         self.limit(|limits| limits.max_attempts = None)
     }
 
-    /// No attempt is started later than this after the first; a delay that would lead there is not slept. After 100 attempts no
-    /// delay is shorter than a millisecond. An attempt in
-    /// flight is not cut off: that is what a [`Timeout`](async_policy::Timeout) round the retry does.
+    /// No attempt is planned for later than this after the first: a delay that would lead there is not slept. (A timer may fire a little late, and
+    /// over tower an attempt also waits until its service is ready.) After 100 attempts no delay is shorter than a millisecond. An attempt in flight
+    /// is not cut off: that is what a [`Timeout`](async_policy::Timeout) round the retry does.
     #[must_use]
     pub fn with_max_elapsed(self, limit: Duration) -> Self {
         self.extra(|extras| extras.more.max_elapsed = Some(limit))
@@ -226,11 +226,21 @@ impl Retry {
 
     /// The service of the next attempt is gone.
     #[cold]
-    pub(crate) fn not_ready(&self, attempts: u32) {
+    pub(crate) fn not_ready<T, E, R: Record<T, E>>(&self, past: Past<R>, error: E) -> R::Output
+    where
+        E: PolicyError,
+    {
+        let Past { progress, mut record, .. } = past;
         let extras = self.extras.as_deref();
         if let Some(watch) = extras.map_or(Watch::NOBODY, |extras| Some(&extras.watch)) {
-            watch.emit(Event::GaveUp { attempts, reason: StopReason::NotReady });
+            watch.emit(Event::GaveUp { attempts: progress.attempts, reason: StopReason::NotReady });
         }
+        record.stop(StopReason::NotReady);
+        let result = Err(error);
+        // A refusal stands behind an answer here too.
+        let seen = AttemptOutcome::from(&Outcome::of(&result, |_| Some(Verdict::Permanent)));
+        let result = record.choose(result, seen);
+        R::finish(Some(record), result)
     }
 
     /// An attempt of a call ended: what comes next, and who is told.
@@ -255,6 +265,12 @@ impl Retry {
             }
         }
         next
+    }
+
+    /// Whether there is no other attempt after so many and one more.
+    #[inline]
+    pub(crate) fn is_last(&self, attempts: u32) -> bool {
+        self.limits.max_attempts.is_some_and(|max| attempts >= max.get() - 1)
     }
 
     /// Whether an attempt that failed is followed by another at once, with nothing else to decide. Out of line: what a success does not need

@@ -56,10 +56,12 @@ where
     type Error = S::Error;
     type Future = S::Future;
 
-    fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<Result<S::Future, S::Error>> {
+    fn poll_start(&mut self, cx: &mut Context<'_>, last: bool) -> Poll<Result<S::Future, S::Error>> {
         ready!(self.service.poll_ready(cx))?;
         let request = self.again.take().expect("another attempt only where there is a request");
-        self.again = self.cloner.try_clone(&request);
+        if !last {
+            self.again = self.cloner.try_clone(&request);
+        }
         Poll::Ready(Ok(self.service.call(request)))
     }
 

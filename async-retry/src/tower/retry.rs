@@ -109,8 +109,9 @@ impl<S, C: Clone, K: Clone> Layer<S> for RetryLayer<C, K> {
 /// [`Retry`] round a tower service.
 ///
 /// Each attempt waits for the readiness of the service it calls, so that stateful services inside (a concurrency
-/// limit, a buffer) see the contract kept. An error from readiness ends the call: the service is gone. What it asks of the service inside is said
-/// at [`RetryLayer`].
+/// limit, a buffer) see the contract kept. That wait belongs to no attempt: neither a time-out per attempt nor the limit of the time in all ends
+/// it; a time-out round the call does. An error from readiness ends the call with that error (a refusal only where no attempt was answered):
+/// the service is gone. What it asks of the service inside is said at [`RetryLayer`].
 #[derive(Clone, Debug)]
 pub struct RetryService<S, C = ByError, K = ByClone> {
     inner: S,
@@ -151,7 +152,7 @@ impl<S, C: Clone, K: Clone> RetryService<S, C, K> {
         K: TryClone<R>,
         W: Record<S::Response, S::Error> + Default,
     {
-        let again = self.cloner.try_clone(&request);
+        let again = if self.retry.is_last(0) { None } else { self.cloner.try_clone(&request) };
         // On the instance that was polled ready. The clone is polled ready before it is called.
         let first = self.inner.call(request);
         let attempts = Requests {

@@ -1,10 +1,12 @@
 use std::time::Duration;
 
 use async_policy::Timeout;
+use async_policy::testing::drop_at_every_await;
 use async_retry::compat::{self, BackoffExt, into_inner};
 use async_retry::{Backoff, Failure, Policy, Retry};
 use backoff::backoff::{Constant, Stop};
 use backoff::{Error, ExponentialBackoff};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::attempts;
@@ -95,4 +97,27 @@ async fn the_old_functions_wait_for_no_timer_tick_without_a_delay() {
     let op = || std::future::ready(errors.next().map_or(Ok(7), Err));
     assert_eq!(compat::retry(backoff::backoff::Zero {}, op).await, Ok(7));
     assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_old_functions_are_dropped_at_every_await_and_nothing_leaks() {
+    let semaphore = &Semaphore::new(1);
+    let points = drop_at_every_await(
+        || {
+            let mut left = 2;
+            compat::retry(existing(), move || {
+                left -= 1;
+                let error = if left > 0 { Error::transient(()) } else { Error::permanent(()) };
+                let permit = semaphore.try_acquire().unwrap();
+                async move {
+                    tokio::task::yield_now().await;
+                    drop(permit);
+                    Err::<(), _>(error)
+                }
+            })
+        },
+        async |_| assert_eq!(semaphore.available_permits(), 1),
+    )
+    .await;
+    assert_eq!(points, 3, "two attempts that yield once, a delay");
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
-use async_retry::{Backoff, Policy, Retry, RetryExt};
+use async_retry::{Backoff, Failure, Policy, Retry, RetryExt, Verdict};
 use tokio::sync::Semaphore;
 
 #[tokio::test(start_paused = true)]
@@ -35,6 +35,11 @@ async fn every_other_shape_too() {
     };
     let check = async |_| assert_eq!(semaphore.available_permits(), 1);
     assert_eq!(drop_at_every_await(|| retry.call_mut(&attempt), check).await, 5);
+    assert_eq!(drop_at_every_await(|| retry.call_mut_with(&attempt, |_| Verdict::Transient), check).await, 5);
+    assert_eq!(drop_at_every_await(|| retry.call_lending(&attempt), check).await, 5);
     assert_eq!(drop_at_every_await(|| retry.call_with_report(&attempt), check).await, 5);
+    let refusable = async || attempt().await.map_err(Failure::Operation);
+    assert_eq!(drop_at_every_await(|| retry.execute(&refusable), check).await, 5);
+    assert_eq!(drop_at_every_await(|| retry.execute_with_report(&refusable), check).await, 5);
     assert_eq!(drop_at_every_await(|| (&attempt).retry(&retry), check).await, 5);
 }

@@ -244,6 +244,34 @@ async fn a_loser_that_panics_while_it_is_dropped_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_meets_no_loser_that_panics_too() {
+    /// Ends the process when it is dropped during another panic.
+    struct Unforgiving;
+
+    impl Drop for Unforgiving {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+
+    let count = AtomicU32::new(0);
+    let hedge = Hedge::after(ms(5))
+        .with_max_extra(attempts(3))
+        .with_listener(|event| assert!(!matches!(event, Event::Aborted { .. }), "told"));
+    let call = hedge.call(|| {
+        let n = count.fetch_add(1, Relaxed);
+        async move {
+            let unforgiving = (n != 3).then_some(Unforgiving);
+            sleep(if n == 3 { ms(10) } else { ms(1000) }).await;
+            std::mem::forget(unforgiving);
+            Ok::<_, ()>(n)
+        }
+    });
+    let panic = caught(call).await.unwrap_err();
+    assert_eq!(panic.downcast_ref(), Some(&"told"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attempt_that_panics_has_failed_and_any_other_may_win() {
     // Which one panics, what wins, after how long: the extra one next to the first, and the first, after which the next starts at once.
     for (bad, wins, millis) in [(1, 0, 20), (0, 1, 20)] {

@@ -116,6 +116,40 @@ async fn a_classifier_says_what_a_failure_is_and_a_request_is_repeated_while_it_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_asks_for_less_calls_off_the_attempt_that_waits_for_readiness() {
+    // One place: the extra attempt gets it when the first has ended.
+    let count = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&count);
+    let budget = Budget::aws_standard();
+    let layer = HedgeLayer::new(Hedge::after(ms(50)).with_budget(budget.clone()))
+        .with_classifier(|_: Result<&(), &Failure<_>>| Verdict::Throttled { retry_after: None });
+    let service = ServiceBuilder::new().layer(layer).concurrency_limit(1).service(service_fn(move |()| {
+        seen.fetch_add(1, Relaxed);
+        async {
+            sleep(ms(100)).await;
+            Err(Failure::Operation("busy"))
+        }
+    }));
+    assert_eq!(service.oneshot(()).await, Err(Failure::Operation("busy")));
+    assert_eq!((count.load(Relaxed), budget.available()), (1, 500.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_not_repeated_for_nothing() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let seen = Arc::clone(&asked);
+    let layer = HedgeLayer::new(Hedge::after(ms(50)).with_max_extra(attempts(2))).with_try_clone(
+        move |request: &u32| {
+            seen.fetch_add(1, Relaxed);
+            Some(*request)
+        },
+    );
+    let service = layer.layer(service_fn(async |n: u32| Err::<(), _>(Failure::Operation(n))));
+    assert_eq!(service.oneshot(7).await, Err(Failure::Operation(7)));
+    assert_eq!(asked.load(Relaxed), 2, "a clone for each extra attempt");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_that_is_gone_ends_the_hedging_and_not_the_call() {
     #[derive(Clone)]
     struct Once {

@@ -8,6 +8,8 @@ mod closures;
 mod hedge;
 #[cfg(feature = "tower")]
 mod hedge_tower;
+#[cfg(all(feature = "http", feature = "tower"))]
+mod http;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod report;

@@ -42,6 +42,19 @@ async fn it_gives_up_with_the_last_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn attempts_are_never_exceeded_with_a_delay_or_without() {
+    for (max, millis) in (1..40).flat_map(|max| [(max, 0), (max, 10)]) {
+        let retry = every(millis).with_max_attempts(attempts(max));
+        let (operation, count) = flaky(u32::MAX);
+        assert_eq!(retry.call(&operation).await, Err(Failure::Operation(max)));
+        assert_eq!(retry.call_mut(&operation).await, Err(Failure::Operation(2 * max)));
+        let (_, report) = retry.call_with_report(&operation).await;
+        assert_eq!(report.attempts().len(), max as usize);
+        assert_eq!(count.load(Relaxed), 3 * max);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_delay_waits_for_no_timer_tick() {
     let (operation, _) = flaky(2);
     let started = Instant::now();

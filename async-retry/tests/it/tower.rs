@@ -1,11 +1,13 @@
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
-use async_retry::{Backoff, Failure, Retry, RetryLayer, Verdict};
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use async_policy::{PolicyKind, Reason};
+use async_retry::{Backoff, Failure, Rejection, Retry, RetryLayer, StopReason, Verdict};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+
+use crate::attempts;
 
 fn retry() -> Retry {
     Retry::new(Backoff::constant(Duration::from_millis(100))).unwrap()
@@ -53,7 +55,7 @@ trait LayerFn<C> {
 
 impl<C: Clone> LayerFn<C> for RetryLayer<C> {
     fn layer_fn<F>(&self, f: F) -> async_retry::RetryService<tower::util::ServiceFn<F>, C> {
-        tower::Layer::layer(self, service_fn(f))
+        self.layer(service_fn(f))
     }
 }
 
@@ -62,7 +64,7 @@ async fn dropped_at_every_await_the_inner_permits_come_back() {
     let semaphore = Arc::new(tokio::sync::Semaphore::new(1));
     let held = Arc::clone(&semaphore);
     let service = ServiceBuilder::new()
-        .layer(RetryLayer::new(retry().with_max_attempts(NonZeroU32::new(2).unwrap())))
+        .layer(RetryLayer::new(retry().with_max_attempts(attempts(2))))
         .layer(tower::limit::GlobalConcurrencyLimitLayer::with_semaphore(held))
         .service(service_fn(async |()| {
             tokio::task::yield_now().await;
@@ -70,6 +72,12 @@ async fn dropped_at_every_await_the_inner_permits_come_back() {
         }));
     let points = drop_at_every_await(
         || service.clone().oneshot(()),
+        async |_| assert_eq!(semaphore.available_permits(), 1),
+    )
+    .await;
+    assert_eq!(points, 3);
+    let points = drop_at_every_await(
+        || async { service.clone().ready().await.unwrap().call_with_report(()).await },
         async |_| assert_eq!(semaphore.available_permits(), 1),
     )
     .await;
@@ -83,22 +91,19 @@ async fn a_request_that_is_not_clone_is_repeated_while_it_can_be() {
     let seen = AtomicU32::new(0);
     let reasons = Arc::new(std::sync::Mutex::new(Vec::new()));
     let sink = Arc::clone(&reasons);
-    let retry = retry().with_max_attempts(NonZeroU32::new(9).unwrap()).with_listener(move |event| {
+    let retry = retry().with_max_attempts(attempts(9)).with_listener(move |event| {
         if let async_retry::Event::GaveUp { reason, .. } = event {
             sink.lock().unwrap().push(*reason);
         }
     });
     let layer =
         RetryLayer::new(retry).with_try_clone(|request: &Request| Some(Request(request.0.checked_sub(1)?)));
-    let service = tower::Layer::layer(
-        &layer,
-        service_fn(|_: Request| {
-            let n = seen.fetch_add(1, Relaxed);
-            async move { Err::<(), _>(Failure::Operation(n)) }
-        }),
-    );
+    let service = layer.layer(service_fn(|_: Request| {
+        let n = seen.fetch_add(1, Relaxed);
+        async move { Err::<(), _>(Failure::Operation(n)) }
+    }));
     assert_eq!(service.oneshot(Request(2)).await, Err(Failure::Operation(2)));
-    assert_eq!(*reasons.lock().unwrap(), [async_retry::StopReason::NotRepeatable]);
+    assert_eq!(*reasons.lock().unwrap(), [StopReason::NotRepeatable]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,25 +120,49 @@ async fn each_attempt_has_its_time_out_and_the_deadline_reaches_the_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_readiness_ends_the_call() {
+async fn an_error_of_readiness_ends_the_call_and_a_refusal_stands_behind_the_last_answer() {
     #[derive(Clone)]
-    struct Broken(u32);
+    struct Broken(Failure<&'static str>, u32);
     impl Service<()> for Broken {
         type Response = ();
         type Error = Failure<&'static str>;
         type Future = std::future::Ready<Result<(), Self::Error>>;
 
         fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-            self.0 += 1;
-            if self.0 > 1 { Err(Failure::Operation("gone")).into() } else { Ok(()).into() }
+            self.1 += 1;
+            if self.1 > 1 { Err(self.0.clone()).into() } else { Ok(()).into() }
         }
 
         fn call(&mut self, (): ()) -> Self::Future {
             std::future::ready(Err(Failure::Operation("down")))
         }
     }
-    let service = ServiceBuilder::new().layer(RetryLayer::new(retry())).service(Broken(0));
-    assert_eq!(service.oneshot(()).await, Err(Failure::Operation("gone")));
+    let gone = Failure::Operation("gone");
+    let closed = Failure::Rejected(Rejection::new(PolicyKind::RateLimit, Reason::ShutDown));
+    let layer = RetryLayer::new(retry());
+    for (error, ends_with) in [(gone.clone(), gone), (closed, Failure::Operation("down"))] {
+        let broken = || layer.layer(Broken(error.clone(), 0));
+        assert_eq!(broken().oneshot(()).await, Err(ends_with.clone()));
+        let (result, report) = broken().ready().await.unwrap().call_with_report(()).await;
+        assert_eq!(result, Err(ends_with));
+        assert_eq!((report.attempts().len(), report.stopped()), (1, Some(StopReason::NotReady)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_not_repeated_for_nothing() {
+    for max in 1..4 {
+        let asked = Arc::new(AtomicU32::new(0));
+        let seen = Arc::clone(&asked);
+        let layer =
+            RetryLayer::new(retry().with_max_attempts(attempts(max))).with_try_clone(move |request: &u32| {
+                seen.fetch_add(1, Relaxed);
+                Some(*request)
+            });
+        let service = layer.layer(service_fn(async |n: u32| Err::<(), _>(Failure::Operation(n))));
+        assert_eq!(service.oneshot(7).await, Err(Failure::Operation(7)));
+        assert_eq!(asked.load(Relaxed), max - 1, "a clone for each further attempt");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +179,7 @@ async fn a_budget_is_given_back_wherever_it_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
-    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(NonZeroU32::new(u32::MAX).unwrap());
+    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(attempts(u32::MAX));
     let service = ServiceBuilder::new().layer(RetryLayer::new(retry)).service(service_fn(|()| {
         // Each attempt takes virtual time without being pending.
         let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
@@ -183,7 +212,7 @@ async fn a_report_has_every_attempt_of_a_request() {
             if n < 2 { Err(Failure::Operation(n)) } else { Ok(n) }
         }
     });
-    let mut service = tower::Layer::layer(&RetryLayer::new(retry()), inner);
+    let mut service = RetryLayer::new(retry()).layer(inner);
     let (result, report) = service.ready().await.unwrap().call_with_report(()).await;
     assert_eq!((result, report.stopped()), (Ok(2), None));
     let seen: Vec<_> = report
@@ -211,9 +240,8 @@ async fn a_retry_that_panics_is_spent() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_delay_the_answer_worth_most_is_kept_too_and_the_limits_hold() {
-    use async_policy::{PolicyKind, Reason, Rejection};
     let count = AtomicU32::new(0);
-    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(NonZeroU32::new(40).unwrap());
+    let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(attempts(40));
     let service = |refused: u32| {
         let count = &count;
         let inner = service_fn(move |()| {
@@ -225,10 +253,18 @@ async fn without_a_delay_the_answer_worth_most_is_kept_too_and_the_limits_hold()
                 Failure::Operation(n)
             }))
         });
-        tower::Layer::layer(&RetryLayer::new(retry.clone()), inner)
+        RetryLayer::new(retry.clone()).layer(inner)
     };
     assert_eq!(service(0).oneshot(()).await, Err(Failure::Operation(40)));
     assert_eq!(count.swap(0, Relaxed), 40);
+    for max in 1..20 {
+        let few = RetryLayer::new(retry.clone().with_max_attempts(attempts(max)));
+        let fails = service_fn(|()| {
+            std::future::ready(Err::<(), _>(Failure::Operation(count.fetch_add(1, Relaxed))))
+        });
+        assert_eq!(few.layer(fails).oneshot(()).await, Err(Failure::Operation(max - 1)));
+        assert_eq!(count.swap(0, Relaxed), max);
+    }
     assert_eq!(service(5).oneshot(()).await, Err(Failure::Operation(4)));
     assert_eq!(count.swap(0, Relaxed), 5);
     assert_eq!(service(25).oneshot(()).await, Err(Failure::Operation(24)));
