@@ -1,5 +1,5 @@
 use std::future::Future;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_policy::{Failure, Lift, Name, Operation, PolicyError, PolicyKind, Rejection};
@@ -13,7 +13,7 @@ use crate::snapshot::{Mode, Saved, Snapshot, State};
 use crate::state::{Admission, Circuit, Refusal, Stamp};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::transitions::{Subscribers, Transitions};
-use crate::window::{Buckets, Tally};
+use crate::window::{Aside, Buckets, Tally};
 
 mod tell;
 
@@ -23,9 +23,10 @@ mod tell;
 /// `Success` and `Permanent` are successes; `Ignored` outcomes, refusals by inner policies and dropped calls do not
 /// count.
 ///
-/// Cheap to clone; clones share one state. While the circuit is closed, calls that end well and in time write nothing that threads
-/// share: over the last N calls, N successes stay as they are when another comes; over a time, each thread counts
-/// its own. Only a rule over a time and a slow-call rule read the clock.
+/// Cheap to clone; clones share one state. While the circuit is closed, calls that end well and in time take no lock and write
+/// nothing that threads share: N successes over the last N calls stay as they are when another comes; over a time, and
+/// over the last calls once some went badly, each thread counts its own, and a call that goes badly takes in
+/// what all have counted. Only a rule over a time and a slow-call rule read the clock.
 ///
 /// ```
 /// use async_circuit::{CircuitBreaker, Policy, Trip};
@@ -69,6 +70,8 @@ struct Hot {
     tally: Option<(Buckets, Tally)>,
     more_tallies: Box<[(Buckets, Tally)]>,
     slower_than: Option<Duration>,
+    /// Where good calls are laid aside while the circuit is not spotless, once there was a bad one.
+    aside: OnceLock<Aside>,
 }
 
 /// Calls are let in without the lock.
@@ -120,6 +123,7 @@ impl CircuitBreaker {
             tally: tallies.next(),
             more_tallies: tallies.collect(),
             slower_than: config.trip.slower_than(),
+            aside: OnceLock::new(),
         };
         Self {
             shared: Arc::new(Shared {
@@ -373,24 +377,20 @@ impl CircuitBreaker {
     pub(crate) fn record(&self, stamp: Stamp, started: Duration, ending: Ending) {
         let hot = &self.shared.hot;
         let mut now = None;
-        if ending == Ending::Success {
+        // (A probe has a place to give back, however late.)
+        if ending == Ending::Success && stamp.state == State::Closed {
             let word = hot.word.load(Ordering::Acquire);
             let late = word >> FLAG_BITS != stamp.epoch;
-            // A late probe still gives its place back.
-            if late && stamp.state == State::Closed && hot.slower_than.is_none() {
+            if late && hot.slower_than.is_none() {
                 return;
             }
-            if word & SPOTLESS != 0 && !late {
-                if hot.tally.is_none() && hot.slower_than.is_none() {
-                    return;
-                }
-                let read = self.now();
+            let aside = if word & SPOTLESS == 0 { hot.aside.get() } else { None };
+            if !late && (word & SPOTLESS != 0 || aside.is_some()) {
+                let timed = hot.tally.is_some() || hot.slower_than.is_some();
+                let read = if timed { self.now() } else { Duration::ZERO };
                 if hot.slower_than.is_none_or(|time| read.saturating_sub(started) <= time) {
-                    if word & UNCOUNTED != 0 {
-                        return;
-                    }
-                    for (buckets, tally) in hot.tally.iter().chain(&hot.more_tallies) {
-                        tally.add(buckets.number(read, stamp.epoch));
+                    if word & UNCOUNTED == 0 {
+                        self.count_good(stamp, read, aside);
                     }
                     return;
                 }
@@ -398,6 +398,18 @@ impl CircuitBreaker {
             }
         }
         self.record_slowly(stamp, started, ending, now);
+    }
+
+    /// Counts a good call of the closed circuit without the lock.
+    #[inline]
+    fn count_good(&self, stamp: Stamp, now: Duration, aside: Option<&Aside>) {
+        let hot = &self.shared.hot;
+        for (buckets, tally) in hot.tally.iter().chain(&hot.more_tallies) {
+            tally.add(buckets.number(now, stamp.epoch));
+        }
+        if aside.is_some_and(|aside| aside.add(stamp.epoch)) {
+            self.change_at(Duration::ZERO, |circuit, _| circuit.take_in());
+        }
     }
 
     fn record_slowly(&self, stamp: Stamp, started: Duration, ending: Ending, now: Option<Duration>) {
@@ -442,6 +454,9 @@ impl CircuitBreaker {
 
     fn publish(&self, circuit: &Circuit) {
         let hot = &self.shared.hot;
+        if let Some(aside) = circuit.aside() {
+            hot.aside.get_or_init(|| aside.clone());
+        }
         hot.until.store(until(circuit), Ordering::Release);
         hot.word.store(word(circuit), Ordering::Release);
     }

@@ -68,6 +68,15 @@ impl Meter {
         }
     }
 
+    /// Takes in so many good calls. (A window over time counts them by itself.)
+    pub(crate) fn record_good(&mut self, good: u64) {
+        match self {
+            Self::InARow { failures, .. } if good > 0 => *failures = 0,
+            Self::Rate { calls: Calls::OfLast(calls), .. } => (0..good).for_each(|_| calls.record(false)),
+            _ => {}
+        }
+    }
+
     /// Why this call, already recorded, opens the circuit, if it does.
     pub(crate) fn judge(&self, call: Call, now: Duration, epoch: u64) -> Option<Cause> {
         match self {

@@ -27,7 +27,7 @@ use crate::event::{Cause, Ending};
 use crate::meter::{Call, Meter, at_least};
 use crate::open_time::DEFAULT_OPEN_FOR;
 use crate::snapshot::{Mode, State, Totals};
-use crate::window::{Buckets, Tally};
+use crate::window::{Aside, Buckets, Tally};
 
 use self::values::NO_EPOCH;
 pub(crate) use self::values::{Admission, Refusal, Stamp, Turn};
@@ -83,6 +83,8 @@ pub(crate) struct Circuit {
     /// The epoch the windows belong to: the last closed one.
     counted: u64,
     meters: Box<[Meter]>,
+    /// From the first bad call on.
+    aside: Option<Aside>,
     /// How often it opened since the last recovery.
     openings: u32,
     stragglers: Vec<Stragglers>,
@@ -106,6 +108,7 @@ impl Circuit {
             since: Duration::ZERO,
             counted: 0,
             meters,
+            aside: None,
             openings: 0,
             stragglers: Vec::new(),
             totals: Totals::default(),
@@ -134,6 +137,17 @@ impl Circuit {
     /// What counts good calls outside the lock.
     pub(crate) fn tallies(&self) -> impl Iterator<Item = (Buckets, Tally)> {
         self.meters.iter().filter_map(Meter::tally)
+    }
+
+    /// Where good calls of the closed circuit may be laid aside.
+    pub(crate) const fn aside(&self) -> Option<&Aside> {
+        self.aside.as_ref()
+    }
+
+    /// Takes in the good calls that were laid aside.
+    pub(crate) fn take_in(&mut self) {
+        let good = self.aside.as_ref().map_or(0, |aside| aside.take(self.epoch));
+        self.meters.iter_mut().for_each(|meter| meter.record_good(good));
     }
 
     /// Closed, and every call let in.
@@ -265,11 +279,17 @@ impl Circuit {
         }
         let counts = !matches!(ending, Ending::Ignored | Ending::Aborted);
         let call = Call { failed: ending.is_failure(), took };
+        let bad_call = call.failed || slow;
         match &mut self.phase {
-            Phase::Closed { .. } if counts && self.mode != Mode::Disabled => self.count(call, now),
+            Phase::Closed { .. } if counts && self.mode != Mode::Disabled => {
+                if bad_call && self.aside.is_none() {
+                    self.aside = self.config.trip.longest_count().map(Aside::new);
+                }
+                self.count(call, now);
+            }
             Phase::HalfOpen { in_flight, good, bad, .. } => {
                 *in_flight -= 1;
-                if counts && (call.failed || slow) {
+                if counts && bad_call {
                     *bad += 1;
                 } else if counts {
                     *good += 1;
@@ -294,6 +314,7 @@ impl Circuit {
     }
 
     fn count(&mut self, call: Call, now: Duration) {
+        self.take_in();
         for meter in &mut self.meters {
             meter.record(call, now, self.epoch);
         }

@@ -85,7 +85,8 @@ impl Trip {
         TripRules { rules: vec![Rule::InARow(failures)] }
     }
 
-    /// The rate is measured over exactly the last `calls` (at most 2^24), one bit each.
+    /// The rate is measured over exactly the last `calls` (at most 2^24), one bit each; and, once a call went badly, 128 bytes
+    /// for each processor (32 at most).
     pub const fn of_last(mut self, calls: NonZeroU32) -> Self {
         self.window = Window::OfLast(calls);
         self
@@ -177,6 +178,15 @@ impl TripRules {
             _ => None,
         };
         self.rules.iter().filter_map(slow).min()
+    }
+
+    /// The longest window over a number of calls.
+    pub(crate) fn longest_count(&self) -> Option<u32> {
+        let calls = |rule: &Rule| match rule {
+            Rule::Rate(Trip { window: Window::OfLast(calls), .. }) => Some(calls.get()),
+            _ => None,
+        };
+        self.rules.iter().filter_map(calls).max()
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {

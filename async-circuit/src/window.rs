@@ -121,20 +121,58 @@ impl Tally {
         Self { stripes: std::iter::repeat_with(stripe).take(stripes()).collect() }
     }
 
-    pub(crate) fn add(&self, number: u64) {
+    /// Counts one, and says how many this thread's stripe now holds.
+    pub(crate) fn add(&self, number: u64) -> u64 {
         let stripe = &self.stripes[stripe() & (self.stripes.len() - 1)];
         let slot = &stripe.0[number as usize % BUCKETS];
         let mut seen = slot.load(Relaxed);
         while let Some(next) = bumped(seen, number) {
             match slot.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
-                Ok(_) => return,
+                Ok(_) => return next & MAX_COUNT,
                 Err(now) => seen = now,
             }
         }
+        MAX_COUNT
     }
 
     fn sum(&self, number: u64) -> u64 {
         self.stripes.iter().flat_map(|stripe| &stripe.0).map(|slot| live(slot.load(Relaxed), number)).sum()
+    }
+}
+
+/// Good calls laid aside: they change a window of the last calls, but decide nothing, so they wait there for whoever takes the
+/// lock. (The calls of each epoch are one bucket.)
+#[derive(Clone, Debug)]
+pub(crate) struct Aside {
+    most: u64,
+    tally: Tally,
+}
+
+impl Aside {
+    /// For a window of `size` calls.
+    pub(crate) fn new(size: u32) -> Self {
+        // So many are taken in at a time; more would keep others waiting.
+        const MOST: u32 = 1024;
+        Self { most: size.min(MOST).into(), tally: Tally::new() }
+    }
+
+    /// Lays one aside, and says whether it is time to take them in.
+    pub(crate) fn add(&self, epoch: u64) -> bool {
+        self.tally.add(Self::number(epoch)) >= self.most
+    }
+
+    pub(crate) fn take(&self, epoch: u64) -> u64 {
+        let number = Self::number(epoch);
+        let slots = self.tally.stripes.iter().map(|stripe| &stripe.0[number as usize % BUCKETS]);
+        let full = slots.filter(|slot| slot.load(Relaxed) != 0);
+        full.map(|slot| slot.swap(0, Relaxed))
+            .filter(|slot| slot >> COUNT_BITS == number)
+            .map(|slot| slot & MAX_COUNT)
+            .sum()
+    }
+
+    const fn number(epoch: u64) -> u64 {
+        epoch.wrapping_mul(BUCKETS as u64) & NUMBER_MASK
     }
 }
 

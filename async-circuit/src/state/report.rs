@@ -36,7 +36,8 @@ impl Circuit {
         }
     }
 
-    pub(crate) fn snapshot(&self, now: Duration) -> Snapshot {
+    pub(crate) fn snapshot(&mut self, now: Duration) -> Snapshot {
+        self.take_in();
         let rate = |slow: bool| {
             let of_kind = |meter: &&Meter| match meter {
                 Meter::Rate { bad, .. } => slow == matches!(bad, Bad::SlowerThan(_)),

@@ -63,7 +63,7 @@ fn feed(circuit: &mut Circuit, now: f64, calls: &str) {
     }
 }
 
-fn counts(circuit: &Circuit, now: f64) -> (u64, u64) {
+fn counts(circuit: &mut Circuit, now: f64) -> (u64, u64) {
     let snapshot = circuit.snapshot(at(now));
     (snapshot.calls, snapshot.failures)
 }
@@ -116,7 +116,7 @@ fn a_success_never_opens() {
     for trip in [rate(0.5, 10, 4), rate(0.5, 10, 4).within(at(10.0))] {
         let mut circuit = circuit(trip, 1);
         feed(&mut circuit, 0.0, "FFFS");
-        assert_eq!((circuit.state(), counts(&circuit, 0.0)), (State::Closed, (4, 3)));
+        assert_eq!((circuit.state(), counts(&mut circuit, 0.0)), (State::Closed, (4, 3)));
         feed(&mut circuit, 0.0, "F");
         assert_eq!(circuit.state(), State::Open);
     }
@@ -168,7 +168,7 @@ fn the_window_slides_over_exactly_the_last_calls() {
     feed(&mut circuit, 0.0, &"S".repeat(10_000));
     assert!(circuit.is_spotless());
     feed(&mut circuit, 0.0, &"F".repeat(49));
-    assert_eq!((circuit.state(), counts(&circuit, 0.0)), (State::Closed, (100, 49)));
+    assert_eq!((circuit.state(), counts(&mut circuit, 0.0)), (State::Closed, (100, 49)));
     feed(&mut circuit, 0.0, "F");
     assert_eq!(circuit.state(), State::Open);
 }
@@ -179,7 +179,11 @@ fn a_window_over_time_forgets() {
         let mut circuit = circuit(Trip::failure_rate(0.5).within(at(window)).with_min_calls(n(2)), 1);
         feed(&mut circuit, 0.0, "F");
         feed(&mut circuit, window * 1.01, "F");
-        assert_eq!((circuit.state(), counts(&circuit, window * 1.01)), (State::Closed, (1, 1)), "{window}");
+        assert_eq!(
+            (circuit.state(), counts(&mut circuit, window * 1.01)),
+            (State::Closed, (1, 1)),
+            "{window}"
+        );
         feed(&mut circuit, window * 1.5, "F");
         assert_eq!(circuit.state(), State::Open, "{window}");
     }
@@ -299,7 +303,7 @@ fn late_results_of_the_closed_time_are_inert() {
         assert_eq!(circuit.state(), State::HalfOpen);
         end(&mut circuit, probe, Ending::Success, 60.0);
         end(&mut circuit, late, Ending::Failure, 60.0);
-        assert_eq!((circuit.state(), counts(&circuit, 60.0)), (State::Closed, (0, 0)));
+        assert_eq!((circuit.state(), counts(&mut circuit, 60.0)), (State::Closed, (0, 0)));
     }
 }
 
@@ -390,21 +394,21 @@ fn modes_decide_over_the_rules() {
 
     circuit.set_mode(Mode::ForcedClosed, at(0.0));
     feed(&mut circuit, 0.0, "FFFF");
-    assert_eq!((circuit.state(), counts(&circuit, 0.0)), (State::Closed, (4, 4)));
+    assert_eq!((circuit.state(), counts(&mut circuit, 0.0)), (State::Closed, (4, 4)));
 
     circuit.set_mode(Mode::Disabled, at(0.0));
     feed(&mut circuit, 0.0, "FFFF");
-    assert_eq!((circuit.state(), counts(&circuit, 0.0)), (State::Closed, (0, 0)));
+    assert_eq!((circuit.state(), counts(&mut circuit, 0.0)), (State::Closed, (0, 0)));
     assert!(circuit.lets_all_in() && circuit.is_spotless());
 
     let late = admit(&mut circuit, 0.0);
     circuit.set_mode(Mode::Automatic, at(0.0));
     end(&mut circuit, late, Ending::Failure, 0.0);
-    assert_eq!((circuit.state(), counts(&circuit, 0.0)), (State::Closed, (0, 0)));
+    assert_eq!((circuit.state(), counts(&mut circuit, 0.0)), (State::Closed, (0, 0)));
     feed(&mut circuit, 0.0, "F");
     assert_eq!(circuit.state(), State::Open);
     circuit.reset(at(0.0));
-    assert_eq!((circuit.state(), counts(&circuit, 0.0)), (State::Closed, (0, 0)));
+    assert_eq!((circuit.state(), counts(&mut circuit, 0.0)), (State::Closed, (0, 0)));
 }
 
 #[test]

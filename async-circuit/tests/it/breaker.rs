@@ -250,6 +250,39 @@ async fn a_window_over_time_counts_without_the_lock_and_forgets() {
     assert_eq!(breaker.state(), State::Open);
 }
 
+#[test]
+fn no_call_of_any_thread_is_lost_from_a_count_window() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let trip = Trip::failure_rate(0.5).of_last(n(1_000_000));
+    let breaker = CircuitBreaker::builder().with_trip(trip).build().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for i in 1..=10_000 {
+                    let permit = breaker.try_acquire().unwrap();
+                    if i % 100 == 0 { permit.failure() } else { permit.success() }
+                }
+            });
+        }
+    });
+    assert_eq!((breaker.snapshot().calls, breaker.snapshot().failures), (40_000, 400));
+}
+
+#[tokio::test(start_paused = true)]
+async fn good_calls_push_the_bad_ones_out_of_a_count_window() {
+    let n = |n| NonZeroU32::new(n).unwrap();
+    let trip = Trip::failure_rate(0.5).of_last(n(3000)).with_min_calls(n(3000));
+    let breaker = CircuitBreaker::builder().with_trip(trip).build().unwrap();
+    fail(&breaker, 1000).await;
+    let mut good = 0;
+    for (calls, held, failures) in [(1999, 2999, 1000), (2, 3000, 999), (998, 3000, 1), (1, 3000, 0)] {
+        (0..calls).for_each(|_| breaker.try_acquire().unwrap().success());
+        good += calls;
+        let snapshot = breaker.snapshot();
+        assert_eq!((snapshot.calls, snapshot.failures), (held, failures), "after {good}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_permit_knows_whether_it_is_a_probe() {
     let breaker = quick();
