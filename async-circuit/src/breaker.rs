@@ -165,6 +165,13 @@ impl CircuitBreaker {
         self.change(|circuit, now| circuit.set_mode(mode, now));
     }
 
+    /// Opens the circuit for `time`, whatever its configuration says: for a planned outage, or because the backend itself said when
+    /// to come back. Probes decide afterwards, and a breaker that was forced or disabled follows the rules again. With a
+    /// `time` of zero the next call is a probe.
+    pub fn open_for(&self, time: Duration) {
+        self.change(|circuit, now| circuit.open_for(time, now));
+    }
+
     /// Back to how it was built: its mode, closed, nothing counted, and the open time at its base. The totals stay.
     pub fn reset(&self) {
         self.change(Circuit::reset);

@@ -24,7 +24,7 @@ pub enum Cause {
     ProbesSucceeded,
     /// The probes did not decide within their time.
     HalfOpenExpired,
-    /// Someone set the mode or reset the breaker.
+    /// Someone set the mode, opened the breaker for a while or reset it.
     Manual,
     /// A saved state was restored.
     Restored,

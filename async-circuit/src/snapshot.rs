@@ -56,6 +56,10 @@ impl Mode {
     const ALL: [Self; 5] =
         [Self::Automatic, Self::ObserveOnly, Self::ForcedOpen, Self::ForcedClosed, Self::Disabled];
 
+    pub(crate) const fn follows_rules(self) -> bool {
+        matches!(self, Self::Automatic | Self::ObserveOnly)
+    }
+
     /// The mode as a word: `forced_open`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

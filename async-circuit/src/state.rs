@@ -417,11 +417,18 @@ impl Circuit {
     /// Sets the mode. A circuit that was following the rules goes on where it stands if it is to follow them on, watched or
     /// not; in every other case it starts afresh.
     pub(crate) fn set_mode(&mut self, mode: Mode, now: Duration) {
-        let follows = |mode| matches!(mode, Mode::Automatic | Mode::ObserveOnly);
         let before = std::mem::replace(&mut self.mode, mode);
-        if before != mode && !(follows(before) && follows(mode)) {
+        if before != mode && !(before.follows_rules() && mode.follows_rules()) {
             self.start_afresh(now);
         }
+    }
+
+    /// Opened by hand for so long; then the rules decide.
+    pub(crate) fn open_for(&mut self, time: Duration, now: Duration) {
+        if !self.mode.follows_rules() {
+            self.mode = Mode::Automatic;
+        }
+        self.turn(Phase::Open { until: later(now, time) }, Cause::Manual, now);
     }
 
     /// Back to how it was built.

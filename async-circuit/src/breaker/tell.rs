@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::CircuitBreaker;
-use crate::event::{Event, Transition};
+use crate::event::{Cause, Event, Transition};
 use crate::snapshot::State;
 use crate::state::Turn;
 
@@ -49,7 +49,7 @@ impl CircuitBreaker {
     fn tell(&self, mut turn: Turn) {
         if let (State::Open, Some(_), Some(choose)) =
             (turn.to, turn.open_for, self.shared.config.open_for.choose())
-            && turn.cause != crate::Cause::Restored
+            && !matches!(turn.cause, Cause::Restored | Cause::Manual)
         {
             let time = choose(&self.snapshot());
             turn.open_for = Some(time);

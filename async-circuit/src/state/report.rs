@@ -24,7 +24,7 @@ impl Circuit {
         let mode = saved.mode.unwrap_or(self.config.mode);
         let before = std::mem::replace(&mut self.mode, mode);
         match (mode, saved.open_for) {
-            (Mode::Automatic | Mode::ObserveOnly, Some(time)) => {
+            (mode, Some(time)) if mode.follows_rules() => {
                 self.openings = saved.reopenings.saturating_add(1);
                 let left = time.min(self.config.open_for.cap()).saturating_sub(elapsed);
                 let until = later(now, left);

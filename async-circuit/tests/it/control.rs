@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
-use async_circuit::{CircuitBreaker, Mode, OpenTime, Policy, Reason, State, Trip};
+use async_circuit::{Cause, CircuitBreaker, Mode, OpenTime, Policy, Reason, State, Trip};
 use tokio::time::advance;
 
 use crate::breaker::quick;
@@ -84,6 +84,56 @@ async fn observing_shows_what_the_rules_would_do() {
     assert_eq!(breaker.state(), State::Closed);
     breaker.reset();
     assert_eq!(breaker.snapshot().mode, Mode::ObserveOnly, "as it was built");
+}
+
+#[tokio::test(start_paused = true)]
+async fn opened_by_hand_for_a_while_it_is_probed_afterwards() {
+    let breaker = CircuitBreaker::builder()
+        .with_trip(Trip::consecutive_failures(NonZeroU32::MIN))
+        .with_open_for(OpenTime::by(|_| Duration::from_secs(7)))
+        .build()
+        .unwrap();
+    let hour = Duration::from_secs(3600);
+    let in_flight = breaker.try_acquire().unwrap();
+    let mut transitions = breaker.transitions();
+    breaker.open_for(hour);
+    in_flight.failure();
+    let refusal = breaker.try_acquire().unwrap_err();
+    assert_eq!((refusal.reason(), refusal.retry_after()), (Reason::CircuitOpen, Some(hour)));
+    let opened = transitions.try_next().unwrap();
+    assert_eq!((opened.cause, opened.open_for), (Cause::Manual, Some(hour)));
+    advance(hour).await;
+    let probe = breaker.try_acquire().unwrap();
+    assert!(probe.is_probe());
+    // Said again, it counts from now; the probe then decides nothing.
+    breaker.open_for(hour);
+    probe.success();
+    assert_eq!(breaker.try_acquire().unwrap_err().retry_after(), Some(hour));
+    breaker.open_for(Duration::ZERO);
+    let probe = breaker.try_acquire().unwrap();
+    assert!(probe.is_probe());
+    probe.failure();
+    let again = breaker.try_acquire().unwrap_err().retry_after();
+    assert_eq!((again, breaker.snapshot().reopenings), (Some(Duration::from_secs(7)), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn opened_for_a_while_a_forced_or_disabled_breaker_follows_the_rules_again() {
+    for (mode, after) in [
+        (Mode::ForcedOpen, Mode::Automatic),
+        (Mode::ForcedClosed, Mode::Automatic),
+        (Mode::Disabled, Mode::Automatic),
+        (Mode::ObserveOnly, Mode::ObserveOnly),
+    ] {
+        let breaker = quick();
+        breaker.set_mode(mode);
+        breaker.open_for(Duration::from_secs(1));
+        assert_eq!((breaker.state(), breaker.snapshot().mode), (State::Open, after));
+        assert_eq!(call(&breaker, true).await, after == Mode::ObserveOnly);
+        advance(Duration::from_secs(1)).await;
+        assert!(call(&breaker, true).await);
+        assert_eq!(breaker.state(), State::Closed);
+    }
 }
 
 #[tokio::test(start_paused = true)]
