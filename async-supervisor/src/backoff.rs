@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use crate::spec::Wrong;
+
 /// How much of a delay is left to chance, so that children which fell together do not come back together.
 ///
 /// The names are those of AWS's "Exponential Backoff And Jitter". A jittered delay is never longer than the plain one.
@@ -89,8 +91,7 @@ impl Backoff {
         self
     }
 
-    /// The field that makes no sense, its value, and what is expected.
-    pub(crate) fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+    pub(crate) fn check(&self) -> Result<(), Wrong> {
         if self.cap < self.base {
             Err(("backoff.cap", format!("{:?}", self.cap), "at least the base"))
         } else if !(self.factor.is_finite() && self.factor >= 1.0) {

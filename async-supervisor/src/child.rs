@@ -182,45 +182,10 @@ impl Child {
     }
 
     pub(crate) fn check(&self, auto_shutdown: AutoShutdown) -> Result<(), ConfigError> {
-        let wrong = |field, value: &str, expected: &str| {
-            Err(ConfigError::new(field, value, format_args!("{expected}, for child `{}`", self.name)))
-        };
         check_name("child.name", &self.name)?;
-        let rules = &*self.rules;
-        if rules.significant && rules.restart == Restart::Permanent {
-            return wrong(
-                "child.significant",
-                "true",
-                "a restart other than permanent, which never ends for good",
-            );
-        }
-        if rules.significant && auto_shutdown == AutoShutdown::Never {
-            return wrong("child.significant", "true", "an auto_shutdown of the supervisor");
-        }
-        if rules.heartbeat.is_some_and(|within| within.is_zero()) {
-            return wrong("child.heartbeat", "0ns", "more than zero");
-        }
-        if let Some(within) = rules.heartbeat.filter(|_| rules.mute) {
-            return wrong(
-                "child.heartbeat",
-                &format!("{within:?}"),
-                "none, since supervisors and tracked tasks never beat",
-            );
-        }
-        if rules.readiness.is_some_and(|limit| limit.is_zero()) {
-            return wrong("child.readiness", "0ns", "more than zero");
-        }
-        if let (Some(within), Some(every)) = (rules.heartbeat, rules.every)
-            && within <= every.longest()
-        {
-            return wrong(
-                "child.heartbeat",
-                &format!("{within:?}"),
-                "more than its period and jitter, since its ticks are its heartbeats",
-            );
-        }
-        self.launch.check()?;
-        let every = rules.every.map_or(Ok(()), |every| every.check());
-        rules.backoff.check().and(every).or_else(|(field, value, expected)| wrong(field, &value, expected))
+        self.rules.check(auto_shutdown).map_err(|(field, value, expected)| {
+            ConfigError::new(field, value, format_args!("{expected}, for child `{}`", self.name))
+        })?;
+        self.launch.check()
     }
 }

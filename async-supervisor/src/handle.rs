@@ -76,7 +76,10 @@ impl Handle {
         // Where there is room, it is in the queue at once, however much of its time the task has spent.
         let place = match Arc::clone(places).try_acquire_owned() {
             Ok(place) => place,
-            Err(_) => Arc::clone(places).acquire_owned().await.map_err(|_| CommandError::ShutDown)?,
+            // Boxed, so that the others need no room for it.
+            Err(_) => {
+                Box::pin(Arc::clone(places).acquire_owned()).await.map_err(|_| CommandError::ShutDown)?
+            }
         };
         let (answer, answered) = oneshot::channel();
         self.shared.send(message(Reply { answer, place }));

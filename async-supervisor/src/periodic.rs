@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use crate::spec::Wrong;
 use crate::worker::IntoExit;
 use crate::{Context, Exit};
 
@@ -66,7 +67,7 @@ impl Every {
         self
     }
 
-    pub(crate) fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+    pub(crate) fn check(&self) -> Result<(), Wrong> {
         if self.period.is_zero() {
             Err(("every.period", "0ns".into(), "more than zero"))
         } else if !(0.0..=1.0).contains(&self.jitter) {

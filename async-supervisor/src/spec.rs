@@ -82,3 +82,30 @@ pub(crate) struct Rules {
     /// How often it runs, if it is periodic.
     pub(crate) every: Option<Every>,
 }
+
+/// The field that makes no sense, its value, and what is expected.
+pub(crate) type Wrong = (&'static str, String, &'static str);
+
+impl Rules {
+    pub(crate) fn check(&self, auto_shutdown: AutoShutdown) -> Result<(), Wrong> {
+        let zero = Some(Duration::ZERO);
+        let said = |limit: Option<Duration>| format!("{:?}", limit.unwrap_or_default());
+        let heartbeat = |expected| Err(("child.heartbeat", said(self.heartbeat), expected));
+        let significant = |expected| Err(("child.significant", "true".to_owned(), expected));
+        if self.significant && self.restart == Restart::Permanent {
+            significant("a restart other than permanent, which never ends for good")
+        } else if self.significant && auto_shutdown == AutoShutdown::Never {
+            significant("an auto_shutdown of the supervisor")
+        } else if self.heartbeat == zero {
+            heartbeat("more than zero")
+        } else if self.heartbeat.is_some() && self.mute {
+            heartbeat("none, since supervisors and tracked tasks never beat")
+        } else if self.heartbeat.zip(self.every).is_some_and(|(within, every)| within <= every.longest()) {
+            heartbeat("more than its period and jitter, since its ticks are its heartbeats")
+        } else if self.readiness == zero {
+            Err(("child.readiness", said(zero), "more than zero"))
+        } else {
+            self.backoff.check().and(self.every.map_or(Ok(()), |every| every.check()))
+        }
+    }
+}

@@ -52,11 +52,9 @@ fn trace(event: &Event) {
 #[cfg(feature = "metrics")]
 fn count(event: &Event) {
     use crate::{EventKind, Exit};
-    let supervisor = event.supervisor.to_string();
-    match &event.kind {
-        EventKind::Started { .. } => {
-            metrics::counter!("supervisor_starts_total", "supervisor" => supervisor).increment(1);
-        }
+    let mut labels = vec![metrics::Label::new("supervisor", event.supervisor.to_string())];
+    let name = match &event.kind {
+        EventKind::Started { .. } => "supervisor_starts_total",
         EventKind::Exited { exit, .. } => {
             let exit = match exit {
                 Exit::Completed => "completed",
@@ -67,21 +65,14 @@ fn count(event: &Event) {
                 Exit::MissedHeartbeat(_) => "missed_heartbeat",
                 Exit::MeltedDown(_) => "melted_down",
             };
-            metrics::counter!("supervisor_exits_total", "supervisor" => supervisor, "exit" => exit)
-                .increment(1);
+            labels.push(metrics::Label::from_static_parts("exit", exit));
+            "supervisor_exits_total"
         }
-        EventKind::Restarting { .. } => {
-            metrics::counter!("supervisor_restarts_total", "supervisor" => supervisor).increment(1);
-        }
-        EventKind::TaskFailed { .. } => {
-            metrics::counter!("supervisor_task_failures_total", "supervisor" => supervisor).increment(1);
-        }
-        EventKind::Stuck { .. } => {
-            metrics::counter!("supervisor_stuck_total", "supervisor" => supervisor).increment(1);
-        }
-        EventKind::Stalled(_) => {
-            metrics::counter!("supervisor_stalls_total", "supervisor" => supervisor).increment(1);
-        }
-        _ => {}
-    }
+        EventKind::Restarting { .. } => "supervisor_restarts_total",
+        EventKind::TaskFailed { .. } => "supervisor_task_failures_total",
+        EventKind::Stuck { .. } => "supervisor_stuck_total",
+        EventKind::Stalled(_) => "supervisor_stalls_total",
+        _ => return,
+    };
+    metrics::counter!(name, labels).increment(1);
 }

@@ -14,7 +14,7 @@ use crate::shared::{Below, Halt, Message, Reply, Shared};
 use crate::state::{Action, CommandId, End, Key, Verb};
 use crate::watchdog::Leash;
 use crate::worker::{bury, shielded};
-use crate::{Child, Context, Exit, Report};
+use crate::{AutoShutdown, Child, Context, Exit, Report};
 
 /// Reports the end of a run to the supervisor, exactly once, however it ends.
 pub(crate) struct Guard {
@@ -59,6 +59,7 @@ pub(crate) struct Runner {
     inbox: UnboundedReceiver<Message>,
     /// What it is for the supervisor above; `None` at the root.
     above: Option<Context>,
+    auto_shutdown: AutoShutdown,
     units: Vec<Option<Unit>>,
     /// Who waits for the answer to a command, and the child it is about. A place is used again after the answer.
     replies: Vec<Option<Asked>>,
@@ -85,8 +86,10 @@ impl Runner {
     ) -> Self {
         // One for the whole tree.
         let dog = shared.watchdog.as_ref().filter(|_| above.is_none());
+        let auto_shutdown = shared.core().config.auto_shutdown;
         Self {
             _leash: dog.map(|dog| dog.start(&shared)),
+            auto_shutdown,
             shared,
             inbox,
             above,
@@ -242,16 +245,13 @@ impl Runner {
                 }
             }
             Message::Command { verb, name, reply } => self.ask(now, verb, name, reply, None),
-            Message::Add { child, reply } => {
-                let auto_shutdown = self.shared.core().config.auto_shutdown;
-                match child.check(auto_shutdown) {
-                    Ok(()) => {
-                        let (verb, name) = (Verb::Add(Arc::clone(&child.rules)), Arc::clone(&child.name));
-                        self.ask(now, verb, name, reply, Some(child));
-                    }
-                    Err(error) => Self::reply(Asked { reply, child: Some(child) }, Err(error.into())),
+            Message::Add { child, reply } => match child.check(self.auto_shutdown) {
+                Ok(()) => {
+                    let (verb, name) = (Verb::Add(Arc::clone(&child.rules)), Arc::clone(&child.name));
+                    self.ask(now, verb, name, reply, Some(child));
                 }
-            }
+                Err(error) => Self::reply(Asked { reply, child: Some(child) }, Err(error.into())),
+            },
         }
     }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{CommandId, End, State};
+use super::{CommandId, End, Stage, State};
 use crate::spec::{Restart, Rules};
+use crate::{ChildSnapshot, ChildState};
 
 /// Where a child is kept. Reused after the child is forgotten; a run is told apart by its epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,6 +65,42 @@ impl Child {
             && self.rules.backoff.is_reset_by(now.saturating_duration_since(self.since))
         {
             self.failures = 0;
+        }
+    }
+
+    /// As it is now. A group that is down together is started at `group`.
+    pub(crate) fn snapshot(&self, now: Instant, group: Option<Instant>) -> ChildSnapshot {
+        let left = |at: Instant| at.saturating_duration_since(now);
+        let (mut uptime, mut next_restart) = (None, None);
+        let state = match self.state {
+            State::Waiting => {
+                next_restart = group.map(left);
+                ChildState::Waiting
+            }
+            State::Starting => ChildState::Starting,
+            State::Running => {
+                uptime = Some(now.saturating_duration_since(self.since));
+                ChildState::Running
+            }
+            State::Restarting => {
+                next_restart = Some(self.due.or(group).map_or(Duration::ZERO, left));
+                ChildState::Restarting
+            }
+            State::Stopping { stage: Stage::Stuck, .. } => ChildState::Stuck,
+            State::Stopping { .. } => ChildState::Stopping,
+            State::Exited(end) if self.is_restarted_after(end) => ChildState::Restarting,
+            State::Exited(_) | State::Stopped => ChildState::Stopped,
+        };
+        ChildSnapshot {
+            name: Arc::clone(&self.name),
+            state,
+            attempts: self.attempts,
+            restarts: self.restarts,
+            uptime,
+            next_restart,
+            last_error: self.last_error.clone(),
+            degraded: self.health.clone(),
+            supervisor: None,
         }
     }
 }

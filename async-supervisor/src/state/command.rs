@@ -71,11 +71,12 @@ impl Core {
     }
 
     pub(super) fn carry_out(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) {
-        let answer = match (verb, self.children.find(&name)) {
-            (Verb::Add(rules), None) => self.add(now, id, name, rules),
-            (Verb::Add(_), Some(_)) => Some(Err(CommandError::AlreadyExists(name))),
-            (_, None) => Some(Err(CommandError::NotFound(name))),
-            (verb, Some(key)) => self.order(now, id, &verb, key),
+        let answer = match verb {
+            Verb::Add(rules) => self.add(now, id, &name, rules),
+            verb => match self.children.find(&name) {
+                None => Some(Err(CommandError::NotFound(name))),
+                Some(key) => self.order(now, id, &verb, key),
+            },
         };
         if let Some(answer) = answer {
             self.reply(id, answer);
@@ -83,11 +84,15 @@ impl Core {
     }
 
     /// Answers at once, or says nothing and answers when the child is up.
-    fn add(&mut self, now: Instant, id: CommandId, name: Arc<str>, rules: Arc<Rules>) -> Option<Answer> {
-        if let Some(most) = self.config.max_children.filter(|most| self.children.len() >= *most) {
+    fn add(&mut self, now: Instant, id: CommandId, name: &Arc<str>, rules: Arc<Rules>) -> Option<Answer> {
+        if let Some(most) = self.config.max_children.filter(|most| self.children.len() >= *most)
+            && self.children.find(name).is_none()
+        {
             return Some(Err(CommandError::LimitReached(most)));
         }
-        let key = self.children.push(name, rules, now)?;
+        let Some(key) = self.children.push(Arc::clone(name), rules, now) else {
+            return Some(Err(CommandError::AlreadyExists(Arc::clone(name))));
+        };
         self.children.get_mut(key)?.command = Some(id);
         self.actions.push(Action::Adopt { key, id });
         // Where the end of the order waits for a delay, so does the newcomer.

@@ -43,10 +43,7 @@ use timers::Timers;
 
 use crate::intensity::Window;
 use crate::spec::{AutoShutdown, Restart, Rules, Strategy};
-use crate::{
-    Cause, ChildSnapshot, ChildState, CommandError, Exit, Health, Intensity, Shutdown, Snapshot,
-    SupervisorState as Phase,
-};
+use crate::{Cause, CommandError, Exit, Health, Intensity, Shutdown, Snapshot, SupervisorState as Phase};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -297,31 +294,7 @@ impl Core {
         let group = self.group.map(|group| group.due);
         let children = self.children.iter().enumerate().map(|(index, (key, child))| {
             each(index, key);
-            let since = now.saturating_duration_since(child.since);
-            let left = |at: Instant| at.saturating_duration_since(now);
-            let (state, uptime, next_restart) = match child.state {
-                State::Waiting => (ChildState::Waiting, None, group.map(left)),
-                State::Starting => (ChildState::Starting, None, None),
-                State::Running => (ChildState::Running, Some(since), None),
-                State::Restarting => {
-                    (ChildState::Restarting, None, Some(child.due.or(group).map_or(Duration::ZERO, left)))
-                }
-                State::Stopping { stage: Stage::Stuck, .. } => (ChildState::Stuck, None, None),
-                State::Stopping { .. } => (ChildState::Stopping, None, None),
-                State::Exited(end) if child.is_restarted_after(end) => (ChildState::Restarting, None, None),
-                State::Exited(_) | State::Stopped => (ChildState::Stopped, None, None),
-            };
-            ChildSnapshot {
-                name: Arc::clone(&child.name),
-                state,
-                attempts: child.attempts,
-                restarts: child.restarts,
-                uptime,
-                next_restart,
-                last_error: child.last_error.clone(),
-                degraded: child.health.clone(),
-                supervisor: None,
-            }
+            child.snapshot(now, group)
         });
         let children = children.collect();
         let Config { name, strategy, .. } = &self.config;
