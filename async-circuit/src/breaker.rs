@@ -353,7 +353,7 @@ impl CircuitBreaker {
             return None;
         }
         let now = self.now();
-        let refusal = self.lock().peek(now);
+        let refusal = self.shut(now).or_else(|| self.lock().peek(now));
         refusal.map(|refusal| self.rejection(refusal))
     }
 

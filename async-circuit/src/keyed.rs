@@ -28,8 +28,8 @@ const LOOKS: usize = 64;
 /// the call through and is forgotten after it, which the listener hears as [`Event::NotHeld`]. What is set on such a one is
 /// forgotten too: who sets something takes [`hold`](Self::hold).
 ///
-/// Reading takes the read lock of one of several shards, which those who read do not wait for. The room is that of all
-/// shards together.
+/// Reading takes the read lock of one of several shards (one for about every 32 breakers there is room for, 64 at most), which
+/// those who read do not wait for. The room is that of all shards together.
 ///
 /// ```
 /// use async_circuit::{CircuitBreaker, Policy};
@@ -128,8 +128,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         Q: Hash + Eq + ToOwned + ?Sized,
     {
         let hash = self.hash(key);
-        let found = self.read(hash).find(hash, key).map(Slot::touch);
-        found.unwrap_or_else(|| held_or_not(self.make(hash, key.to_owned().into())))
+        self.look_up(hash, key).unwrap_or_else(|| held_or_not(self.make(hash, key.to_owned().into())))
     }
 
     /// The breaker of `key`, if it is held.
@@ -138,8 +137,7 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let hash = self.hash(key);
-        self.read(hash).find(hash, key).map(Slot::touch)
+        self.look_up(self.hash(key), key)
     }
 
     /// [`get`](Self::get), but `None` where there is no room to hold it: for who sets its
@@ -150,16 +148,14 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         Q: Hash + Eq + ToOwned + ?Sized,
     {
         let hash = self.hash(key);
-        let found = self.read(hash).find(hash, key).map(Slot::touch);
-        found.or_else(|| self.make(hash, key.to_owned().into()).ok())
+        self.look_up(hash, key).or_else(|| self.make(hash, key.to_owned().into()).ok())
     }
 
     /// [`get`](Self::get) for a key that is at hand as a whole.
     #[cfg(feature = "tower")]
     pub(crate) fn get_owned(&self, key: K) -> CircuitBreaker {
         let hash = self.hash(&key);
-        let found = self.read(hash).find(hash, &key).map(Slot::touch);
-        found.unwrap_or_else(|| held_or_not(self.make(hash, key)))
+        self.look_up(hash, &key).unwrap_or_else(|| held_or_not(self.make(hash, key)))
     }
 
     /// Forgets the breaker of `key`, whatever its state, and returns it.
@@ -226,6 +222,14 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
             all.extend(shard.slots.iter().map(|slot| (slot.key.clone(), slot.breaker.clone())));
         }
         all
+    }
+
+    fn look_up<Q>(&self, hash: u64, key: &Q) -> Option<CircuitBreaker>
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
+        self.read(hash).find(hash, key).map(Slot::touch)
     }
 
     /// Makes a breaker; it is the `Err` if there is no room to hold it.
@@ -342,17 +346,16 @@ impl<K> Shard<K> {
     }
 
     fn remove(&mut self, at: usize) -> Slot<K> {
-        let last = self.slots.len() - 1;
-        for (hash, was, is) in [(self.slots[at].hash, at, None), (self.slots[last].hash, last, Some(at))] {
-            match self.index.find_entry(hash, |entry| *entry == was) {
-                Ok(mut entry) => match is {
-                    Some(at) => *entry.get_mut() = at,
-                    None => drop(entry.remove()),
-                },
-                Err(_) => debug_assert_eq!(at, last, "every slot has its entry"),
-            }
+        let removed = self.slots.swap_remove(at);
+        if let Ok(entry) = self.index.find_entry(removed.hash, |entry| *entry == at) {
+            entry.remove();
         }
-        self.slots.swap_remove(at)
+        // The last slot has moved into the gap.
+        if let Some(moved) = self.slots.get(at) {
+            let was = self.slots.len();
+            self.index.find_mut(moved.hash, |entry| *entry == was).into_iter().for_each(|entry| *entry = at);
+        }
+        removed
     }
 
     /// Takes out the next that was not used again since it was made or the hand last came by, or the first that was, if there is

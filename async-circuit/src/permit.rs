@@ -84,9 +84,7 @@ impl<B: Borrow<CircuitBreaker>> Ticket<B> {
             self.breaker.borrow().record(stamp, self.started, ending);
         }
     }
-}
 
-impl<B: Borrow<CircuitBreaker>> Ticket<B> {
     /// Runs a part of the call; a panic in it is the call's.
     #[cfg(feature = "tower")]
     pub(crate) fn guard<T>(&mut self, part: impl FnOnce() -> T) -> T {
