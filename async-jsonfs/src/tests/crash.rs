@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::hooked::{Event, Fault, Hooked};
-use crate::{Durability, JsonFile, Store};
+use crate::{Durability, JsonFile, Saved, Store};
 
 const OLD: &str = "{ \"old\": 1 }";
 
@@ -142,6 +142,35 @@ async fn the_model_finds_what_is_missing() {
     {
         let log: Vec<_> = log.iter().filter(|event| **event != missing).cloned().collect();
         check(&log, &contents).unwrap_err();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_visible_only_becomes_durable_with_equal_bytes_or_a_flush() {
+    for flush in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.json");
+        fs::write(&path, OLD).unwrap();
+        let ops = Hooked::new(Fault::None);
+        let file = JsonFile::new(&path).with_ops(Arc::clone(&ops) as _);
+        let visible = file.clone().with_durability(Durability::Visible);
+        if flush {
+            let store = Store::<Map>::open(visible).await.unwrap();
+            store.update(|map| map.insert("new".to_owned(), 2)).await.unwrap();
+            store.flush().await.unwrap();
+        } else {
+            visible.save("new").await.unwrap();
+            assert_eq!(file.save("new").await.unwrap(), Saved::Unchanged);
+        }
+        let new = fs::read(&path).unwrap();
+        let log = ops.log();
+        let is_durable = |log: &[Event]| {
+            after_crash(log, OsStr::new("a.json")).iter().all(|found| found.as_ref() == Some(&new))
+        };
+        assert!(is_durable(&log), "{log:?}");
+        let unsynced: Vec<_> =
+            log.into_iter().filter(|event| !matches!(event, Event::Sync { .. } | Event::SyncDir)).collect();
+        assert!(!is_durable(&unsynced));
     }
 }
 

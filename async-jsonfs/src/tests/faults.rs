@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -209,4 +210,34 @@ async fn an_edit_in_the_same_tick_of_the_clock_is_seen() {
     // And one that was not edited is not parsed again.
     store.update(set("c", 3)).await.unwrap();
     assert_eq!(store.snapshot().len(), 3);
+    // Nor is a change of its permissions undone.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
+    store.update(set("d", 4)).await.unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o604);
+}
+
+#[tokio::test(start_paused = true)]
+async fn directories_that_are_made_are_durable_before_what_is_in_them() {
+    for (n, sync) in [(0, "sync_dir"), (1, "sync_dir"), (0, "make_dir"), (1, "make_dir")] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a/b/c.json");
+        let ops = Hooked::new(Fault::None);
+        let file = JsonFile::new(&path).with_create_parents().with_ops(Arc::clone(&ops) as _);
+        file.save(1).await.unwrap();
+        let calls = ops.calls();
+        let order: Vec<_> = calls
+            .iter()
+            .copied()
+            .filter(|call| matches!(*call, "make_dir" | "sync_dir" | "create"))
+            .collect();
+        assert_eq!(order, ["make_dir", "sync_dir", "make_dir", "sync_dir", "create", "sync_dir"]);
+        // Where one is not, nothing is told to be.
+        let nth = calls.iter().enumerate().filter(|(_, call)| **call == sync).nth(n).unwrap().0;
+        fs::remove_dir_all(dir.path().join("a")).unwrap();
+        ops.set(Fault::Once(nth, Errno::IO));
+        let error = file.save(1).await.unwrap_err();
+        assert_eq!(error.outcome(), Outcome::NotWritten);
+        assert!(!path.exists());
+        file.save(1).await.unwrap();
+    }
 }

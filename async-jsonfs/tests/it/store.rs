@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use async_jsonfs::{Durability, ErrorKind, JsonFile, Outcome, Store, UpdateError, load, merge, update};
+use async_jsonfs::{ErrorKind, Outcome, Store, UpdateError, load, merge, update};
 use async_policy::testing::drop_at_every_await;
 use async_policy::{Deadline, PolicyError, Reason};
 use serde::{Deserialize, Serialize};
@@ -272,16 +272,6 @@ async fn dropped_at_every_await_the_store_is_whole() {
         drop_at_every_await(|| store.flush(), async |_| store.flush().await.unwrap()).await;
     }
     drop_at_every_await(|| store.close(), async |_| store.close().await.unwrap()).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_visible_only_becomes_durable_with_a_flush() {
-    let dir = TempDir::new().unwrap();
-    let file = JsonFile::new(dir.path().join("s.json")).with_durability(Durability::Visible);
-    let store = Store::<Map>::open_or_default(file).await.unwrap();
-    store.update(set("a", 1)).await.unwrap();
-    store.flush().await.unwrap();
-    assert_eq!(store.snapshot().len(), 1);
 }
 
 #[test]
