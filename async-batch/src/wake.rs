@@ -1,25 +1,27 @@
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
+
+use bytemuck::{TransparentWrapper, TransparentWrapperAlloc as _};
 
 #[cfg(not(family_loom))]
 use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 #[cfg(family_loom)]
 use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 /// Slots per block: one bit each.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
 
 /// Which slots were woken since they were last looked at, each once.
 ///
-/// Slots come in blocks of 64, with a bit each. A wake-up sets its bit; only the first of a block also takes the lock, to
+/// Slots come in blocks of 32, with a bit each. A wake-up sets its bit; only the first of a block also takes the lock, to
 /// enter the block in the list and to wake the task, if that is parked. Invariant: a block has bits set only while it is in
 /// the list, or between the two steps of the wake-up that enters it.
 #[derive(Debug, Default)]
@@ -38,21 +40,23 @@ struct State {
     nudged: bool,
 }
 
-/// Sixty-four slots.
+/// Thirty-two slots.
 #[derive(Debug)]
 pub(crate) struct Block {
-    set: Arc<WakeSet>,
+    /// Weak: the set may hold the block, and goes with the gather whoever still has a waker.
+    set: Weak<WakeSet>,
     /// The first of its slots.
     base: usize,
-    bits: AtomicU64,
+    bits: AtomicU32,
 }
 
-/// Wakes one slot. It lives as long as the slot and serves item after item: a late wake-up of an earlier item costs
-/// the present one a poll, no more.
-struct SlotWake {
-    block: Arc<Block>,
-    bit: u64,
-}
+/// Wakes one slot of a block. Which one is in the type and so in the waker's table of functions: all wakers of a block
+/// share its one allocation.
+///
+/// It serves item after item: a late wake-up of an earlier one costs the present one a poll, no more.
+#[derive(TransparentWrapper)]
+#[repr(transparent)]
+struct Bit<const N: u32>(Block);
 
 impl WakeSet {
     // A waker's clone or drop is the executor's code and could panic, but never while the lock is held: no poison.
@@ -116,30 +120,77 @@ impl WakeSet {
 
     /// The block of a slot, to make once.
     pub(crate) fn block(self: &Arc<Self>, slot: usize) -> Arc<Block> {
-        Arc::new(Block { set: Arc::clone(self), base: slot - slot % BLOCK, bits: AtomicU64::new(0) })
+        Arc::new(Block { set: Arc::downgrade(self), base: slot - slot % BLOCK, bits: AtomicU32::new(0) })
     }
 }
 
 impl Block {
     /// The waker of a slot, if that is one of this block.
     pub(crate) fn waker(self: &Arc<Self>, slot: usize) -> Option<Waker> {
-        let bit = slot.checked_sub(self.base).filter(|bit| *bit < BLOCK)?;
-        Some(Waker::from(Arc::new(SlotWake { block: Arc::clone(self), bit: 1 << bit })))
+        let waker = WAKERS.get(slot.checked_sub(self.base)?)?;
+        Some(waker(Arc::clone(self)))
+    }
+
+    /// Enters the block in the list.
+    fn enter(self: Arc<Self>) {
+        let Some(set) = self.set.upgrade() else { return };
+        let mut state = set.lock();
+        state.blocks.push(self);
+        set.any.store(true, Ordering::Relaxed);
+        WakeSet::wake(state);
     }
 }
 
-impl Wake for SlotWake {
+impl<const N: u32> Wake for Bit<N> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let block = &self.block;
-        if block.bits.fetch_or(self.bit, Ordering::AcqRel) == 0 {
-            let mut state = block.set.lock();
-            state.blocks.push(Arc::clone(block));
-            block.set.any.store(true, Ordering::Relaxed);
-            WakeSet::wake(state);
+        if self.0.bits.fetch_or(1 << N, Ordering::AcqRel) == 0 {
+            Self::peel_arc(Arc::clone(self)).enter();
         }
+    }
+}
+
+fn waker<const N: u32>(block: Arc<Block>) -> Waker {
+    Waker::from(Bit::<N>::wrap_arc(block))
+}
+
+macro_rules! wakers {
+    ($($n:literal)*) => { [$(waker::<$n>),*] };
+}
+
+const WAKERS: [fn(Arc<Block>) -> Waker; BLOCK] =
+    wakers![0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31];
+
+#[cfg(all(test, not(family_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_waker_wakes_its_own_slot() {
+        let set = Arc::new(WakeSet::default());
+        for slot in 0..3 * BLOCK {
+            let waker = set.block(slot).waker(slot).expect("it is in its own block");
+            assert!(waker.will_wake(&waker.clone()));
+            waker.wake();
+            let mut due = Vec::new();
+            set.take(&mut due, &mut Vec::new());
+            assert_eq!(due, [slot]);
+        }
+        let second = set.block(BLOCK);
+        assert!(second.waker(BLOCK - 1).is_none() && second.waker(2 * BLOCK).is_none());
+    }
+
+    #[test]
+    fn the_set_goes_with_its_gather_whatever_was_woken() {
+        let set = Arc::new(WakeSet::default());
+        let gone = Arc::downgrade(&set);
+        let waker = set.block(0).waker(0).expect("it is in its own block");
+        waker.wake_by_ref();
+        drop(set);
+        assert!(gone.upgrade().is_none(), "a block in the list does not hold the list");
+        waker.wake();
     }
 }
