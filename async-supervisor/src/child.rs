@@ -152,9 +152,10 @@ impl Child {
     /// to get ready, and nobody waits for, is better without readiness or in a [pool](crate::Supervisor::pool). Under a supervisor of its own its
     /// restarts hold up nobody else; its first start still does, since a supervisor is up when its children are.
     ///
-    /// A first start that fails, of the supervisor or by [`add`](crate::Handle::add), is not tried again: it fails
-    /// ([`StartError`](crate::StartError), [`StartFailed`](crate::CommandError::StartFailed)), as in OTP. Where a peer may be away at
-    /// the start, let the worker wait for it before it is ready, or leave readiness out: then its failure is a fall, and has the backoff.
+    /// With readiness, a start can fail: the child ends, or its time is up, before it is ready. A *first* start that fails, of the supervisor or
+    /// by [`add`](crate::Handle::add), is not tried again: the whole start, or the `add`, fails ([`StartError`](crate::StartError),
+    /// [`StartFailed`](crate::CommandError::StartFailed)), as in OTP. Restarts are tried again, with the backoff. Where a peer may be away at
+    /// the start, let the worker wait for it before it is ready, or leave readiness out: then whatever fails is a fall, and has the backoff.
     pub fn with_readiness(mut self, limit: Duration) -> Self {
         self.rules().readiness = Some(limit);
         self

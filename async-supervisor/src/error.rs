@@ -182,7 +182,8 @@ pub enum StartError {
     /// It cannot be made like this; nothing was started.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A child did not start. Those started before it have been stopped in reverse order; the later ones were not started.
+    /// The first start of a child [with readiness](crate::Child::with_readiness) failed, which is not tried again. Those started before it
+    /// have been stopped in reverse order; the later ones were not started.
     #[error(transparent)]
     Child(MeltDown),
     /// It was stopped before all children were up.

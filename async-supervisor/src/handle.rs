@@ -12,7 +12,8 @@ use crate::{Cause, Child, CommandError, Events, Report, Snapshot, Stalls, StartE
 ///
 /// Questions are answered at once, whatever the supervisor is doing. Commands are carried out one after the other,
 /// after the sequence of starts or stops that is going on; where the restart of a group waits for a child that would not stop, they are
-/// refused ([`CommandError::Blocked`], and [`CommandError::WouldNotStop`] for that child).
+/// refused ([`CommandError::Blocked`], and [`CommandError::WouldNotStop`] for that child). So many as 1,024 wait in the queue, also where
+/// nobody waits for their answers; the next wait for a place in it, in order.
 #[derive(Clone, Debug)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -82,7 +83,7 @@ impl Handle {
             }
         };
         let (answer, answered) = oneshot::channel();
-        self.shared.send(message(Reply { answer, place }));
+        self.shared.send(message(Reply { answer, place: Some(place) }));
         answered.await.unwrap_or(Err(CommandError::ShutDown))
     }
 
@@ -103,8 +104,9 @@ impl Handle {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll, nothing happens; later, the child is added all the same. If its start then fails, that is seen in the
-    /// [events](Self::events) only ([`Exited`](EventKind::Exited), [`Removed`](EventKind::Removed)).
+    /// Dropped before its first poll, nothing happens; later, the child is added all the same, unless the queue is full and it still waits for
+    /// a place. If its start then fails, that is seen in the [events](Self::events) only ([`Exited`](crate::EventKind::Exited),
+    /// [`Removed`](crate::EventKind::Removed)).
     pub async fn add(&self, child: Child) -> Result<(), CommandError> {
         self.tell(|reply| Message::Add { child, reply }).await
     }
@@ -122,7 +124,7 @@ impl Handle {
     ///
     /// # Cancel safety
     ///
-    /// As [`add`](Self::add): once polled, the command is carried out.
+    /// As [`add`](Self::add): once it is in the queue, the command is carried out.
     pub async fn stop_child(&self, name: &str) -> Result<(), CommandError> {
         self.command(Verb::Stop, name).await
     }
@@ -142,7 +144,7 @@ impl Handle {
     }
 
     /// Stops a child if it runs and starts it again, without a delay, and waits until it is up. One that waits for its restart is
-    /// restarted now.
+    /// restarted now. As with [`stop_child`](Self::stop_child) and [`add`](Self::add), its siblings' restarts wait meanwhile.
     ///
     /// # Errors
     ///

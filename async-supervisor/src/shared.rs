@@ -65,14 +65,14 @@ pub(crate) struct Below {
     pub(crate) failed: Vec<(Arc<str>, Exit)>,
 }
 
-/// Where the answer to a command goes, and its place in the queue.
+/// Where the answer to a command goes, and its place in the queue until it is carried out.
 pub(crate) struct Reply {
     pub(crate) answer: oneshot::Sender<Result<(), CommandError>>,
-    pub(crate) place: OwnedSemaphorePermit,
+    pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
-/// How many commands may wait for their answers.
-pub(crate) const COMMANDS: usize = 1024;
+/// How many commands may wait for their turn.
+const COMMANDS: usize = 1024;
 
 /// How far a supervisor has come.
 #[derive(Debug, Default)]

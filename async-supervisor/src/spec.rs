@@ -31,6 +31,9 @@ pub enum Restart {
 }
 
 /// How a child is stopped.
+///
+/// While it takes its time, because it is stopped or restarted by name or with its group, no sibling is restarted, unless they are in a
+/// [pool](Strategy::Pool).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// It is asked, through its token, and aborted if it has not ended after so long.

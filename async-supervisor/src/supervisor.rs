@@ -19,6 +19,10 @@ use crate::{
 ///
 /// It can be started any number of times, and can itself be a child of another.
 ///
+/// It does one thing at a time: while one child gets [ready](Child::with_readiness), or takes its [time to stop](Shutdown), no other is started
+/// or restarted, and commands wait. A stop of all and questions are served meanwhile. Only the children of a [pool](Self::pool) do not wait for
+/// each other.
+///
 /// # Default
 ///
 /// | | |
@@ -181,7 +185,7 @@ impl Supervisor {
     }
 
     /// Makes it, from a specification that has been checked.
-    fn prepare(&self, children: Vec<Child>, above: Option<Context>) -> (Handle, Runner) {
+    pub(crate) fn prepare(&self, children: Vec<Child>, above: Option<Context>) -> (Handle, Runner) {
         let there = children.len();
         let (mut core, now) = (Core::new(self.config.clone(), there, fastrand::u64(..)), Instant::now());
         let prepare = |child: &Child| core.prepare(now, Arc::clone(&child.name), Arc::clone(&child.rules));

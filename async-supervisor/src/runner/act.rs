@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Asked, BLAMED, Guard, Runner};
 use crate::context::{Beat, Run};
 use crate::event::EventKind;
-use crate::shared::{Below, Halt};
+use crate::shared::{Below, Halt, Reply};
 use crate::state::{Action, Answer, Key, Note};
 use crate::worker::{bury, shielded};
 use crate::{Cause, Child, Context, Report};
@@ -83,6 +83,10 @@ impl Runner {
                     self.shared.core().beat(Instant::now(), key, epoch, last);
                 }
             }
+            Action::Begin { id } => {
+                let asked = self.replies.get_mut(id.0).and_then(Option::as_mut);
+                bury(asked.and_then(|asked| asked.reply.place.take()));
+            }
             Action::Answer { id, answer } => {
                 if let Some(asked) = self.replies.get_mut(id.0).and_then(Option::take) {
                     self.free.push(id);
@@ -113,11 +117,11 @@ impl Runner {
     }
 
     pub(super) fn reply(asked: Asked, answer: Answer) {
-        let Asked { reply, child } = asked;
-        // Who no longer waits for the answer does not want it. The place is free before the answer is there.
-        bury(reply.place);
-        shielded(|| drop(reply.answer.send(answer)));
-        bury(child);
+        let Reply { answer: asks, place } = asked.reply;
+        bury(place);
+        // Who no longer waits for the answer does not want it.
+        shielded(|| drop(asks.send(answer)));
+        bury(asked.child);
     }
 
     fn abort(&self, key: Key) {

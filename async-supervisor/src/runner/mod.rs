@@ -290,3 +290,18 @@ impl Drop for Runner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Supervisor;
+
+    #[test]
+    fn however_often_a_halt_is_asked_for_it_is_told_once() {
+        let (handle, runner) = Supervisor::pool().prepare(Vec::new(), None);
+        for _ in 0..1000 {
+            handle.request_stop();
+            handle.force_stop();
+        }
+        assert_eq!(runner.inbox.len(), 2);
+    }
+}

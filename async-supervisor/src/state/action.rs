@@ -30,6 +30,10 @@ pub(crate) enum Action {
     Forget {
         key: Key,
     },
+    /// It is the command's turn: it has left the queue.
+    Begin {
+        id: CommandId,
+    },
     Answer {
         id: CommandId,
         answer: Answer,

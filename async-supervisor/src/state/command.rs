@@ -71,6 +71,7 @@ impl Core {
     }
 
     pub(super) fn carry_out(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) {
+        self.actions.push(Action::Begin { id });
         let answer = match verb {
             Verb::Add(rules) => self.add(now, id, &name, rules),
             verb => match self.children.find(&name) {

@@ -263,7 +263,7 @@ async fn so_many_commands_are_queued_and_the_next_waits_for_a_place_in_order() {
     busy.await.unwrap();
     waits.await.unwrap();
     let children = s.snapshot().children;
-    assert_eq!((children.len(), &*children[1023].name, &*children[1024].name), (1025, "c1022", "waits"));
+    assert_eq!((children.len(), &*children[1024].name, &*children[1025].name), (1026, "c1023", "waits"));
     assert!(s.stop().await.is_clean());
 }
 
@@ -271,10 +271,27 @@ async fn so_many_commands_are_queued_and_the_next_waits_for_a_place_in_order() {
 async fn who_waits_for_a_place_in_the_queue_is_told_when_all_is_shut_down() {
     let s = up(Supervisor::one_for_one()).await;
     let busy = queued(s.add(slow("slow"))).await;
-    for n in 0..1023 {
+    settle().await;
+    for n in 0..1024 {
         drop(queued(s.add(idle(&format!("c{n}")))).await);
     }
     let waits = queued(s.add(idle("waits"))).await;
     assert!(s.stop().await.is_clean());
     assert_eq!((busy.await, waits.await), (Err(CommandError::ShutDown), Err(CommandError::ShutDown)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_is_being_carried_out_keeps_no_place_in_the_queue() {
+    let s = up(Supervisor::pool()).await;
+    let started = Instant::now();
+    let mut adds = tokio::task::JoinSet::new();
+    for n in 0..3000 {
+        let handle = s.handle();
+        adds.spawn(async move { handle.add(slow(&format!("c{n}"))).await });
+    }
+    while let Some(added) = adds.join_next().await {
+        added.unwrap().unwrap();
+    }
+    // Side by side, however many.
+    assert!(started.elapsed() < secs(1) + Duration::from_millis(5));
 }

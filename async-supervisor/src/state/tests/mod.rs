@@ -122,6 +122,7 @@ impl World {
                         let since = self.started;
                         self.core.beat(self.now, key, epoch, since);
                     }
+                    Action::Begin { id } => assert!(self.open.contains(&id.0), "before its answer"),
                     Action::Up
                     | Action::Stopping
                     | Action::Note { .. }
