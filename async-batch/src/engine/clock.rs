@@ -31,11 +31,12 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
     }
 
     /// Ends what is over by the clock; `false` if the sink is full before all of it has.
+    #[inline]
     pub(super) fn look_at_clock(&mut self, sink: &mut impl Sink<SettledOf<S, W, K>>) -> bool {
-        if self.next_instant().is_none() {
-            return true;
-        }
-        let now = Instant::now();
+        self.next_instant().is_none() || self.end_what_is_over(Instant::now(), sink)
+    }
+
+    fn end_what_is_over(&mut self, now: Instant, sink: &mut impl Sink<SettledOf<S, W, K>>) -> bool {
         self.core.end_pause(now);
         if self.deadline.is_some_and(|end| end <= now) {
             self.pass_deadline();
@@ -55,6 +56,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
     }
 
     /// Stops if that was requested.
+    #[inline]
     pub(super) fn look_at_stop(&mut self) {
         let requested = self.plan.stop.as_ref().is_some_and(Stop::is_requested);
         if requested && self.core.stop(Stopped::Requested) {
@@ -70,6 +72,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
         }
     }
 
+    #[inline]
     fn next_instant(&self) -> Option<Instant> {
         let item = self.expiry.first().map(|(_, at)| at);
         [item, self.deadline, self.core.pause_until()].into_iter().flatten().min()
