@@ -73,6 +73,12 @@ pub(crate) enum Custom {
     Sequence(Box<dyn Fn() -> DelayIterator + Send + Sync>),
 }
 
+impl fmt::Debug for Custom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Custom")
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Curve {
     Constant,

@@ -301,23 +301,12 @@ where
             return;
         }
         // Taken out: where the call ends it is over, however long its future is kept.
-        let next = match this.story.take() {
-            Story::Past(mut past) => match retry.settle(&mut past, repeatable, verdict, result) {
-                ControlFlow::Break(result) => State::over(R::finish(Some(past.record), result)),
-                ControlFlow::Continue(pause) => {
-                    *this.story = Story::Past(past);
-                    State::after(pause)
-                }
-            },
-            story => {
-                let mut past = story.into_past();
-                match retry.settle(&mut past, repeatable, verdict, result) {
-                    ControlFlow::Break(result) => State::over(R::finish(Some(past.record), result)),
-                    ControlFlow::Continue(pause) => {
-                        *this.story = Story::Past(Box::new(past));
-                        State::after(pause)
-                    }
-                }
+        let mut past = this.story.take().into_past();
+        let next = match retry.settle(&mut past, repeatable, verdict, result) {
+            ControlFlow::Break(result) => State::over(R::finish(Some(past.record), result)),
+            ControlFlow::Continue(pause) => {
+                *this.story = Story::Past(Box::new(past));
+                State::after(pause)
             }
         };
         // The ended attempt is dropped here: what it held is free before the next one asks for it.

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_policy::{ConfigError, Name, Operation, Policy, PolicyError};
-use tokio::time::Instant;
 
 use crate::call::Starts;
 use crate::event::Watch;
 use crate::latency::Latencies;
 use crate::race::Race;
-use crate::{Budget, BudgetCall, Event};
+use crate::retry::Began;
+use crate::{Budget, Event};
 
 /// How many extra attempts a hedge makes at most unless configured.
 pub const DEFAULT_MAX_EXTRA: NonZeroU32 = NonZeroU32::MIN;
@@ -61,14 +61,6 @@ pub(crate) struct Config {
     max_extra: NonZeroU32,
     budget: Option<Budget>,
     pub(crate) watch: Watch,
-}
-
-/// What a hedged call needs from its start.
-#[derive(Debug)]
-pub(crate) struct Hedging {
-    /// Read only where latencies are tracked.
-    at: Option<Instant>,
-    _in_flight: Option<BudgetCall>,
 }
 
 #[derive(Clone, Debug)]
@@ -146,15 +138,11 @@ impl Hedge {
 
 /// What a call asks.
 impl Hedge {
-    pub(crate) fn begin(&self) -> Hedging {
-        let Config { delay, budget, .. } = &*self.config;
-        Hedging {
-            at: if let Delay::Tracked(_) = delay { Some(Instant::now()) } else { None },
-            _in_flight: budget.as_ref().and_then(Budget::enter),
-        }
+    pub(crate) fn begin(&self) -> Began {
+        Began::new(matches!(self.config.delay, Delay::Tracked(_)), self.budget())
     }
 
-    pub(crate) fn succeeded(&self, began: &Hedging) {
+    pub(crate) fn succeeded(&self, began: &Began) {
         if let (Delay::Tracked(latencies), Some(at)) = (&self.config.delay, began.at) {
             latencies.record(at.elapsed());
         }

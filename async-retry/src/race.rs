@@ -14,7 +14,7 @@ use tokio::task::coop::poll_proceed;
 use tokio::time::Sleep;
 
 use crate::call::Attempts;
-use crate::hedge::Hedging;
+use crate::retry::Began;
 use crate::{After, AttemptOutcome, Budget, BudgetToken, Event, Hedge, StopReason};
 
 pin_project! {
@@ -34,7 +34,7 @@ struct State<H, A: Attempts> {
     hedge: H,
     /// `None` once the call is over: what it runs on may hold a place in a queue.
     attempts: Option<A>,
-    began: Option<Hedging>,
+    began: Option<Began>,
     started: u32,
     /// The token of an extra attempt that waits until what it runs on is ready.
     opening: Option<Option<BudgetToken>>,

@@ -208,10 +208,11 @@ impl Retry {
     #[inline]
     pub(crate) fn begin(&self) -> Began {
         let Some(extras) = &self.extras else { return Began::default() };
-        Began {
-            at: extras.more.max_elapsed.map(|_| Instant::now()),
-            _in_flight: extras.more.budget.as_ref().and_then(Budget::enter),
-        }
+        Began::new(extras.more.max_elapsed.is_some(), extras.more.budget.as_ref())
+    }
+
+    fn watch(&self) -> Option<&Watch> {
+        self.extras.as_deref().map_or(Watch::NOBODY, |extras| Some(&extras.watch))
     }
 
     /// The error of an attempt that had no answer in time.
@@ -231,8 +232,7 @@ impl Retry {
         E: PolicyError,
     {
         let Past { progress, mut record, .. } = past;
-        let extras = self.extras.as_deref();
-        if let Some(watch) = extras.map_or(Watch::NOBODY, |extras| Some(&extras.watch)) {
+        if let Some(watch) = self.watch() {
             watch.emit(Event::GaveUp { attempts: progress.attempts, reason: StopReason::NotReady });
         }
         record.stop(StopReason::NotReady);
@@ -255,7 +255,7 @@ impl Retry {
         {
             next = Next::Stop(StopReason::NotRepeatable);
         }
-        if let Some(watch) = extras.map_or(Watch::NOBODY, |extras| Some(&extras.watch)) {
+        if let Some(watch) = self.watch() {
             let attempt = progress.attempts;
             watch.emit(Event::Attempted { attempt, outcome: outcome.into() });
             match next {
@@ -316,12 +316,18 @@ impl Retry {
     }
 }
 
-/// What a call needs from its start.
+/// What a call, hedged ones too, needs from its start.
 #[derive(Debug, Default)]
 pub(crate) struct Began {
-    /// Read only where the time in all is limited.
-    at: Option<Instant>,
+    pub(crate) at: Option<Instant>,
     _in_flight: Option<BudgetCall>,
+}
+
+impl Began {
+    /// Reads the clock only where somebody `asks`.
+    pub(crate) fn new(asks: bool, budget: Option<&Budget>) -> Self {
+        Self { at: asks.then(Instant::now), _in_flight: budget.and_then(Budget::enter) }
+    }
 }
 
 /// What a call carries from one attempt to the next.

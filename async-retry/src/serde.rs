@@ -15,6 +15,20 @@ use crate::backoff::{Curve, DEFAULT_BASE, Shape};
 use crate::budget::Kind;
 use crate::{AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST, Backoff, Budget, Jitter, Retry};
 
+/// The fields of a policy as they are written: each may be missing, and no other is known.
+macro_rules! fields {
+    ($name:ident as $called:literal, $expecting:literal; $($field:ident $(or $alias:literal)?: $type:ty),+) => {
+        #[derive(Default, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields, default, rename = $called, expecting = $expecting)]
+        struct $name {
+            $(
+                #[serde(skip_serializing_if = "Option::is_none" $(, alias = $alias)?)]
+                $field: Option<$type>,
+            )+
+        }
+    };
+}
+
 mod hedge;
 
 /// A number, a truth value or a text.
@@ -107,26 +121,9 @@ fn unused(field: &'static str, text: &Field, expected: &'static str) -> Result<(
     text.as_ref().map_or(Ok(()), |Text(text)| Err(ConfigError::new(field, text, expected)))
 }
 
-#[derive(Default, Deserialize, Serialize)]
-#[serde(
-    deny_unknown_fields,
-    default,
-    rename = "Backoff",
-    expecting = "the fields of a backoff, such as {\"kind\": \"constant\"}"
-)]
-struct RawBackoff {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Field,
-    #[serde(skip_serializing_if = "Option::is_none", alias = "delay")]
-    base: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    step: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    factor: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cap: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jitter: Field,
+fields! {
+    RawBackoff as "Backoff", "the fields of a backoff, such as {\"kind\": \"constant\"}";
+    kind: Text, base or "delay": Text, step: Text, factor: Text, cap: Text, jitter: Text
 }
 
 const JITTERS: [(&str, Jitter); 4] = [
@@ -201,30 +198,10 @@ impl RawBackoff {
     }
 }
 
-#[derive(Default, Deserialize, Serialize)]
-#[serde(
-    deny_unknown_fields,
-    default,
-    rename = "Budget",
-    expecting = "the fields of a budget, such as {\"kind\": \"aws_standard\"}"
-)]
-struct RawBudget {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    capacity: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cost: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout_cost: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_tokens: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token_ratio: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ratio: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    floor: Field,
+fields! {
+    RawBudget as "Budget", "the fields of a budget, such as {\"kind\": \"aws_standard\"}";
+    kind: Text, capacity: Text, cost: Text, timeout_cost: Text, max_tokens: Text, token_ratio: Text,
+    ratio: Text, floor: Text
 }
 
 impl RawBudget {
@@ -302,28 +279,10 @@ impl RawBudget {
     }
 }
 
-#[derive(Default, Deserialize, Serialize)]
-#[serde(
-    deny_unknown_fields,
-    default,
-    rename = "Retry",
-    expecting = "the fields of a retry, such as {\"max_attempts\": 5}"
-)]
-struct RawRetry {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_attempts: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_elapsed: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    attempt_timeout: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    wait_for_refusals: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backoff: Option<RawBackoff>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    budget: Option<RawBudget>,
+fields! {
+    RawRetry as "Retry", "the fields of a retry, such as {\"max_attempts\": 5}";
+    name: String, max_attempts: Text, max_elapsed: Text, attempt_timeout: Text, wait_for_refusals: Text,
+    backoff: RawBackoff, budget: RawBudget
 }
 
 impl RawRetry {

@@ -28,7 +28,7 @@ pub(crate) struct Limits {
 }
 
 /// What few ask for.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct More {
     pub(crate) max_elapsed: Option<Duration>,
     pub(crate) budget: Option<Budget>,
@@ -37,15 +37,6 @@ pub(crate) struct More {
 
 impl More {
     pub(crate) const NONE: &'static Self = &Self { max_elapsed: None, budget: None, custom: None };
-}
-
-impl fmt::Debug for More {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("More")
-            .field("max_elapsed", &self.max_elapsed)
-            .field("budget", &self.budget)
-            .finish_non_exhaustive()
-    }
 }
 
 /// How far one call has come.

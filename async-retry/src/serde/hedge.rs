@@ -4,30 +4,13 @@ use ::serde::de::Error as _;
 use ::serde::{Deserialize, Deserializer, Serialize, Serializer};
 use async_policy::ConfigError;
 
-use super::{Field, RawBudget, duration, duration_text, parsed, required, text, unused};
+use super::{RawBudget, Text, duration, duration_text, parsed, required, text, unused};
 use crate::Hedge;
 use crate::hedge::Delay;
 
-#[derive(Default, Deserialize, Serialize)]
-#[serde(
-    deny_unknown_fields,
-    default,
-    rename = "Hedge",
-    expecting = "the fields of a hedge, such as {\"delay\": \"50ms\"}"
-)]
-struct RawHedge {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none", alias = "after")]
-    delay: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    percentile: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    initial: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_extra: Field,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    budget: Option<RawBudget>,
+fields! {
+    RawHedge as "Hedge", "the fields of a hedge, such as {\"delay\": \"50ms\"}";
+    name: String, delay or "after": Text, percentile: Text, initial: Text, max_extra: Text, budget: RawBudget
 }
 
 impl RawHedge {

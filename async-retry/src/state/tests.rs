@@ -130,6 +130,10 @@ fn a_success_returns_what_its_last_retry_cost_or_one() {
     // What ends in a permanent error is not given back.
     let permanent = Outcome::Answered(Verdict::Permanent);
     check(&case, &[(BAD, after(1), 486.0), (permanent, Next::Stop(StopReason::Permanent), 486.0)]);
+    // What says nothing of the backend costs nothing.
+    let ignored = Outcome::Answered(Verdict::Ignored);
+    check(&case, &[(BAD, after(1), 481.0), (ignored, Next::Stop(StopReason::Ignored), 481.0)]);
+    assert_eq!(budget.available(), 486.0);
 }
 
 /// gRFC A6: four tokens, ratio 0.5.

@@ -170,6 +170,14 @@ fn what_makes_no_sense_is_refused_with_the_field_and_the_value() {
             "invalid `backoff.cap`: 50ms; expected at least the base, 1s",
         ),
         (
+            Backoff::from_fn(|_| None).with_jitter(Jitter::Decorrelated),
+            "invalid `backoff.jitter`: decorrelated; expected none, full or equal over delays of your own",
+        ),
+        (
+            base().with_cap(Duration::MAX),
+            "invalid `backoff.cap`: 18446744073.709551615s; expected at most a day",
+        ),
+        (
             base().with_factor(f64::NAN),
             "invalid `backoff.factor`: NaN; expected a finite number of at least 1",
         ),
