@@ -12,8 +12,8 @@ use crate::{Cause, Child, CommandError, Events, Report, Snapshot, Stalls, StartE
 ///
 /// Questions are answered at once, whatever the supervisor is doing. Commands are carried out one after the other,
 /// after the sequence of starts or stops that is going on; where the restart of a group waits for a child that would not stop, they are
-/// refused ([`CommandError::Blocked`], and [`CommandError::WouldNotStop`] for that child). So many as 1,024 wait in the queue, also where
-/// nobody waits for their answers; the next wait for a place in it, in order.
+/// refused ([`CommandError::Blocked`], and [`CommandError::WouldNotStop`] for that child). Up to 1,024 wait in their queue, those among them
+/// whose callers have gone; the next wait for a place in it, in order.
 #[derive(Clone, Debug)]
 pub struct Handle {
     shared: Arc<Shared>,

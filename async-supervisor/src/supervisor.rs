@@ -244,7 +244,7 @@ impl Supervisor {
     ///
     /// It is [waited for](Shutdown::Wait) when it is stopped. With a time-out instead, what is left below is aborted then, asked or not: a
     /// shorter [stop budget](Self::with_stop_budget) of its own asks first. When it gives up, it has failed
-    /// ([`Exit::MeltedDown`]), and its own parent restarts it as its restart says; unlike in OTP, that holds for
+    /// ([`Exit::MeltedDown`](crate::Exit::MeltedDown)), and its own parent restarts it as its restart says; unlike in OTP, that holds for
     /// transient ones too.
     pub fn into_child(self) -> Child {
         let name = Arc::clone(&self.config.name);
