@@ -453,6 +453,8 @@ mod tests {
         }
         let closure = Backoff::from_fn(|failed| (failed < 3).then(|| ms(u64::from(failed) * 10)));
         assert_eq!(drawn(&closure, &[0.0; 7]), [10, 20]);
+        assert_eq!(closure, closure.clone());
+        assert_ne!(closure, Backoff::from_fn(|failed| (failed < 3).then(|| ms(u64::from(failed) * 10))));
     }
 
     /// The formulas of "Exponential Backoff And Jitter", v = min(cap, base * 2^n), base 100 ms, cap 400 ms.

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use async_policy::Timeout;
 use async_policy::testing::drop_at_every_await;
+use async_policy::{Deadline, Timeout};
 use async_retry::compat::{self, BackoffExt, into_inner};
 use async_retry::{Backoff, Failure, Policy, Retry};
-use backoff::backoff::{Constant, Stop};
+use backoff::backoff::{Backoff as _, Constant, Stop};
 use backoff::{Error, ExponentialBackoff};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -45,6 +45,10 @@ async fn it_ends_with_its_policy_and_takes_any_of_them() {
     let retry = Retry::new(Backoff::from_backoff_with(|| Constant::new(ms(70)))).unwrap();
     assert!(retry.call(async || Err::<(), _>(())).await.is_err());
     assert_eq!(started.elapsed(), ms(140));
+    let started = Instant::now();
+    let retry = Retry::new(Backoff::from_backoff_with(|| Constant::new(ms(60_000)))).unwrap();
+    assert!(retry.call(async || Err::<(), _>(())).await.is_err());
+    assert_eq!(started.elapsed(), ms(120_000), "no cap but a day");
 }
 
 #[tokio::test(start_paused = true)]
@@ -88,6 +92,15 @@ async fn the_old_functions_have_a_place_to_move_to() {
     assert_eq!(seen, [("a", ms(100)), ("b", ms(50))]);
     let result = compat::retry(existing(), async || Err::<(), _>(Error::permanent("gone"))).await;
     assert_eq!(result, Err("gone"));
+    // A policy that has been in use begins anew, and no delay outlasts the deadline.
+    let mut used = existing();
+    for _ in 0..3 {
+        used.next_backoff();
+    }
+    let deadline = Deadline::after(ms(350)).unwrap();
+    let started = Instant::now();
+    let result = deadline.scope(compat::retry(used, async || Err::<(), _>(Error::transient("busy")))).await;
+    assert_eq!((result, started.elapsed()), (Err("busy"), ms(100)));
 }
 
 #[tokio::test(start_paused = true)]

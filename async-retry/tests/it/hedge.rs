@@ -11,7 +11,7 @@ use async_retry::{
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-use crate::{attempts, caught};
+use crate::{attempts, caught, time_passes};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -81,6 +81,13 @@ async fn when_all_have_failed_it_ends_with_the_last_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_delay_counts_from_the_last_start() {
+    let hedge = Hedge::after(ms(50)).with_max_extra(attempts(2));
+    let (result, took, _) = run(hedge, &[(10, Err("a")), (500, Ok("b")), (20, Ok("c"))]).await;
+    assert_eq!((result, took), (Ok("c"), 10 + 50 + 20));
+}
+
+#[tokio::test(start_paused = true)]
 async fn extra_attempts_follow_each_other_and_stop_at_their_number() {
     let slow = [(500, Ok("a")), (500, Ok("b")), (500, Ok("c")), (0, Ok("never"))];
     let (result, took, events) = run(Hedge::after(ms(50)).with_max_extra(attempts(2)), &slow).await;
@@ -141,6 +148,30 @@ async fn one_budget_for_retries_and_hedges() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn under_a_throttle_every_success_earns_and_every_failure_costs() {
+    let budget = Budget::grpc_throttle(10, 0.5).unwrap();
+    let hedge = Hedge::after(ms(50)).with_budget(budget.clone());
+    for (plan, left) in [
+        ([(10, Err("a")), (10, Err("b"))], 8.0),
+        ([(10, Err("a")), (10, Ok("b"))], 7.5),
+        ([(80, Ok("a")), (500, Ok("b"))], 8.0),
+        ([(10, Ok("a")), (0, Ok("never"))], 8.5),
+    ] {
+        let _ = run(hedge.clone(), &plan).await;
+        assert_eq!(budget.available(), left, "{plan:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extra_attempt_after_a_time_out_costs_what_that_costs() {
+    let budget = Budget::aws_standard();
+    let hedge = Hedge::after(ms(50)).with_budget(budget.clone());
+    let failure = (hedge, Timeout::from_millis(20)).call(std::future::pending::<Result<(), ()>>).await;
+    assert!(matches!(failure, Err(Failure::TimedOut(_))));
+    assert_eq!(budget.available(), 490.0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tracked_percentile_follows_the_latencies() {
     let hedge = Hedge::at_percentile(0.9, ms(500)).unwrap();
     assert_eq!(hedge.delay(), ms(500));
@@ -156,6 +187,10 @@ async fn a_tracked_percentile_follows_the_latencies() {
             .unwrap();
     }
     assert_eq!(hedge.delay(), ms(80));
+    for _ in 0..512 {
+        assert!(hedge.call(async || Err::<(), _>("at once")).await.is_err());
+    }
+    assert_eq!(hedge.delay(), ms(80), "what failed says nothing of how long a success takes");
     for percentile in [0.0, 1.0, -1.0, f64::NAN] {
         let error = Hedge::at_percentile(percentile, ms(1)).unwrap_err();
         assert_eq!((error.field(), error.value()), ("hedge.percentile", percentile.to_string().as_str()));
@@ -207,9 +242,7 @@ async fn dropped_at_every_await_permits_and_tokens_come_back() {
 async fn an_outer_timeout_fires_over_attempts_that_fail_at_once() {
     let hedge = Hedge::after(ms(50)).with_max_extra(attempts(u32::MAX));
     let op = || {
-        let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(100)));
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        let _ = advance.as_mut().poll(&mut cx);
+        time_passes(Duration::from_micros(100));
         std::future::ready(Err::<(), _>(()))
     };
     let failure = (Timeout::from_millis(20), hedge).call(op).await.unwrap_err();

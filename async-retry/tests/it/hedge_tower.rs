@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
-use crate::attempts;
+use crate::{attempts, time_passes};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -174,9 +174,20 @@ async fn a_service_that_is_gone_ends_the_hedging_and_not_the_call() {
             })
         }
     }
-    for answer in [Ok(7), Err(Failure::Operation("down"))] {
-        let service = HedgeLayer::new(Hedge::after(ms(50))).layer(Once { polls: 0, answer: answer.clone() });
+    let down = AttemptOutcome::Transient;
+    let gone = Event::GaveUp { attempts: 1, reason: StopReason::NotReady };
+    for (answer, told) in [
+        (Ok(7), vec![Event::Attempted { attempt: 1, outcome: AttemptOutcome::Success }]),
+        (Err(Failure::Operation("down")), vec![Event::Attempted { attempt: 1, outcome: down }, gone]),
+    ] {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&events);
+        let hedge = Hedge::after(ms(50))
+            .with_max_extra(attempts(3))
+            .with_listener(move |event| sink.lock().unwrap().push(*event));
+        let service = HedgeLayer::new(hedge).layer(Once { polls: 0, answer: answer.clone() });
         assert_eq!(service.oneshot(()).await, answer);
+        assert_eq!(*events.lock().unwrap(), told);
     }
 }
 
@@ -210,9 +221,7 @@ async fn dropped_at_every_await_permits_and_tokens_come_back() {
 async fn an_outer_timeout_fires_over_attempts_that_fail_at_once() {
     let hedge = Hedge::after(ms(50)).with_max_extra(attempts(u32::MAX));
     let service = HedgeLayer::new(hedge).layer(service_fn(|()| {
-        let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(100)));
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let _ = advance.as_mut().poll(&mut cx);
+        time_passes(Duration::from_micros(100));
         std::future::ready(Err::<(), Failure<()>>(Failure::Operation(())))
     }));
     assert!(tokio::time::timeout(ms(20), service.oneshot(())).await.is_err());

@@ -21,11 +21,18 @@ mod tower;
 
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
 fn attempts(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
+}
+
+/// Virtual time passes while nobody is pending.
+fn time_passes(duration: Duration) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let _ = Box::pin(tokio::time::advance(duration)).as_mut().poll(&mut cx);
 }
 
 /// What the call yields, or the payload of its panic.

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_retry::{Backoff, Policy, Retry};
+use async_retry::{After, Backoff, Budget, Hedge, Policy, Retry};
 use metrics::{
     Counter, CounterFn, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
@@ -71,14 +71,28 @@ fn attempts_delays_and_give_ups_are_counted() {
                 Retry::new(Backoff::constant(Duration::from_millis(500))).unwrap().with_name("quotes");
             assert!(retry.call(async || Err::<(), _>(())).await.is_err());
             assert!(retry.call(async || Ok::<_, ()>(())).await.is_ok());
+            // The first one wins over the second; then the budget is spent.
+            let budget = Budget::in_flight(0.0, 1).unwrap();
+            let hedge = Hedge::after(Duration::from_millis(50)).with_budget(budget.clone()).with_name("news");
+            let slow = async || {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                Ok::<_, ()>(())
+            };
+            assert!(hedge.call(slow).await.is_ok());
+            let _token = budget.try_acquire(After::Failed).unwrap();
+            assert!(hedge.call(slow).await.is_ok());
         });
     });
     let values = recorder.0.lock().unwrap();
     let expected = [
+        ("async_retry_aborted_total name=news", 1.0),
+        ("async_retry_attempts_total name=news outcome=success", 2.0),
         ("async_retry_attempts_total name=quotes outcome=success", 1.0),
         ("async_retry_attempts_total name=quotes outcome=transient", 3.0),
         ("async_retry_delay_seconds name=quotes", 1.0),
         ("async_retry_give_ups_total name=quotes reason=attempts", 1.0),
+        ("async_retry_hedges_total name=news", 1.0),
+        ("async_retry_hedges_withheld_total name=news", 1.0),
     ];
     let values: Vec<_> = values.iter().map(|(name, value)| (name.as_str(), *value)).collect();
     assert_eq!(values, expected);

@@ -1,4 +1,3 @@
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -6,9 +5,7 @@ use async_policy::{PolicyKind, Reason, Timeout};
 use async_retry::{Backoff, Failure, Jitter, Operation, Policy, Rejection, Retry, StopReason, Verdict};
 use tokio::time::Instant;
 
-fn attempts(n: u32) -> NonZeroU32 {
-    NonZeroU32::new(n).unwrap()
-}
+use crate::{attempts, time_passes};
 
 fn every(millis: u64) -> Retry {
     Retry::new(Backoff::constant(Duration::from_millis(millis))).unwrap()
@@ -149,9 +146,7 @@ async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
     // One that sets no deadline the retry could ask.
     // Each attempt takes virtual time without being pending.
     let call = retry.call(|| {
-        let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        let _ = advance.as_mut().poll(&mut cx);
+        time_passes(Duration::from_micros(1));
         std::future::ready(Err::<(), _>(()))
     });
     assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
@@ -189,6 +184,13 @@ fn what_makes_no_sense_is_refused_with_the_field_and_the_value() {
     ] {
         assert_eq!(Retry::new(backoff).unwrap_err().to_string(), message);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_constant_delay_above_the_default_cap_is_taken_as_it_is() {
+    let started = Instant::now();
+    assert!(every(60_000).call(async || Err::<(), _>(())).await.is_err());
+    assert_eq!(started.elapsed().as_secs(), 120);
 }
 
 #[tokio::test(start_paused = true)]
@@ -292,6 +294,17 @@ async fn each_attempt_has_its_time_out() {
     assert_eq!(started.elapsed().as_millis(), 350);
     let Failure::TimedOut(timed_out) = failure else { unreachable!() };
     assert_eq!(timed_out.limit().as_millis(), 50);
+    // Also where the attempt leaves the task's turn to nobody else.
+    let busy = async || {
+        loop {
+            time_passes(Duration::from_millis(1));
+            tokio::task::coop::consume_budget().await;
+        }
+        #[expect(unreachable_code)]
+        Ok::<(), ()>(())
+    };
+    let failure = tokio::time::timeout(Duration::from_secs(60), retry.call(busy)).await.unwrap();
+    assert!(matches!(failure, Err(Failure::TimedOut(_))));
     // And what is ready at once has all the time it needs.
     let retry = every(100).with_attempt_timeout(Duration::ZERO);
     assert_eq!(retry.call(async || Ok::<_, ()>(7)).await, Ok(7));

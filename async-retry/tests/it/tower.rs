@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
 use async_policy::{PolicyKind, Reason};
-use async_retry::{Backoff, Failure, Rejection, Retry, RetryLayer, StopReason, Verdict};
+use async_retry::{Backoff, Event, Failure, Rejection, Retry, RetryLayer, StopReason, Verdict};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
-use crate::attempts;
+use crate::{attempts, time_passes};
 
 fn retry() -> Retry {
     Retry::new(Backoff::constant(Duration::from_millis(100))).unwrap()
@@ -139,7 +139,12 @@ async fn an_error_of_readiness_ends_the_call_and_a_refusal_stands_behind_the_las
     }
     let gone = Failure::Operation("gone");
     let closed = Failure::Rejected(Rejection::new(PolicyKind::RateLimit, Reason::ShutDown));
-    let layer = RetryLayer::new(retry());
+    let told = Arc::new(AtomicU32::new(0));
+    let sink = Arc::clone(&told);
+    let layer = RetryLayer::new(retry().with_listener(move |event| {
+        let gone = Event::GaveUp { attempts: 1, reason: StopReason::NotReady };
+        sink.fetch_add(u32::from(*event == gone), Relaxed);
+    }));
     for (error, ends_with) in [(gone.clone(), gone), (closed, Failure::Operation("down"))] {
         let broken = || layer.layer(Broken(error.clone(), 0));
         assert_eq!(broken().oneshot(()).await, Err(ends_with.clone()));
@@ -147,6 +152,7 @@ async fn an_error_of_readiness_ends_the_call_and_a_refusal_stands_behind_the_las
         assert_eq!(result, Err(ends_with));
         assert_eq!((report.attempts().len(), report.stopped()), (1, Some(StopReason::NotReady)));
     }
+    assert_eq!(told.load(Relaxed), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,9 +188,7 @@ async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
     let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(attempts(u32::MAX));
     let service = ServiceBuilder::new().layer(RetryLayer::new(retry)).service(service_fn(|()| {
         // Each attempt takes virtual time without being pending.
-        let mut advance = Box::pin(tokio::time::advance(Duration::from_micros(1)));
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        let _ = advance.as_mut().poll(&mut cx);
+        time_passes(Duration::from_micros(1));
         std::future::ready(Err::<(), Failure<()>>(Failure::Operation(())))
     }));
     // One that sets no deadline the retry could ask.
