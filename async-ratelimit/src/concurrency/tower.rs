@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use async_policy::{PolicyError, Reason, Rejection};
 use pin_project_lite::pin_project;
+use tokio::task::coop::poll_proceed;
 use tokio::time::{Sleep, sleep_until};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -84,32 +85,33 @@ where
     type Future = ConcurrencyLimitFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        if matches!(self.reserved, Reserved::Refused(_)) && self.limit.shared.semaphore.try_acquire(1) {
+        let shared = &self.limit.shared;
+        let permit = || OwnedPermit { shared: Arc::clone(shared), weight: 1 };
+        if matches!(self.reserved, Reserved::Refused(_)) && shared.semaphore.try_acquire(1) {
             // Refused in an earlier poll, and since then room has come free.
-            self.reserved =
-                Reserved::Permit(OwnedPermit { shared: Arc::clone(&self.limit.shared), weight: 1 });
+            self.reserved = Reserved::Permit(permit());
         }
         loop {
             self.reserved = match &mut self.reserved {
-                Reserved::Nothing => match self.limit.shared.semaphore.try_acquire(1) {
-                    true => {
-                        Reserved::Permit(OwnedPermit { shared: Arc::clone(&self.limit.shared), weight: 1 })
+                Reserved::Nothing => {
+                    // A loop whose calls never wait must still let others on its thread have their turn.
+                    ready!(poll_proceed(cx)).made_progress();
+                    if shared.semaphore.try_acquire(1) {
+                        Reserved::Permit(permit())
+                    } else {
+                        let timer = |(at, reason)| (Box::pin(sleep_until(at)), reason);
+                        Reserved::Waiting(
+                            Ticket::new(Arc::clone(shared), 1),
+                            shared.queue.patience().map(timer),
+                        )
                     }
-                    false => Reserved::Waiting(
-                        Ticket::new(Arc::clone(&self.limit.shared), 1),
-                        self.limit
-                            .shared
-                            .queue
-                            .patience()
-                            .map(|(at, reason)| (Box::pin(sleep_until(at)), reason)),
-                    ),
-                },
+                }
                 Reserved::Waiting(ticket, timer) => {
                     let patience = timer.as_mut().map(|(timer, reason)| (timer.as_mut(), *reason));
                     match ready!(ticket.poll(cx, patience)) {
                         Ok(since) => {
-                            let permit = OwnedPermit { shared: Arc::clone(&self.limit.shared), weight: 1 };
-                            permit.shared.waited(since);
+                            let permit = permit();
+                            shared.waited(since);
                             Reserved::Permit(permit)
                         }
                         Err(rejection) => Reserved::Refused(rejection),

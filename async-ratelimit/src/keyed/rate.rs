@@ -177,6 +177,8 @@ impl Shard {
         let engine = self.engine;
         let arrival = match self.used.get_mut(&hash) {
             Some(arrival) => arrival,
+            // To no key but a new one this makes a difference: what it can never have must not cost another its state.
+            None if n > engine.burst => return false,
             None => self.state(hash, now),
         };
         let taken = engine.take(*arrival, now, n);
@@ -196,9 +198,12 @@ impl Shard {
 
     fn at_line<R>(&mut self, hash: u64, now: u64, work: impl FnOnce(&mut Line, &mut Cells) -> R) -> R {
         let mut line = self.lines.remove(&hash).unwrap_or_else(Line::new);
-        let mut cells = Cells { engine: self.engine, arrival: *self.state(hash, now), now };
+        let mut cells = self.look(hash, now);
+        let before = cells.arrival;
         let result = work(&mut line, &mut cells);
-        self.used.insert(hash, cells.arrival);
+        if cells.arrival != before || !line.is_empty() {
+            *self.state(hash, now) = cells.arrival;
+        }
         if !line.is_empty() {
             self.lines.insert(hash, line);
         } else if self.lines.capacity() > 64 && self.lines.len() < self.lines.capacity() / 8 {

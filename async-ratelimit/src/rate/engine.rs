@@ -20,7 +20,7 @@ use super::quota::{Quota, TICK};
 pub(crate) struct Engine {
     /// The time in which one cell comes back.
     pub(super) interval: Duration,
-    pub(super) burst: NonZeroU32,
+    pub(crate) burst: NonZeroU32,
 }
 
 /// Governor's clock for one judgement, which is made at the start of its time.

@@ -120,7 +120,7 @@ impl RateLimit {
     /// As [`acquire_many`](Self::acquire_many).
     #[inline]
     pub async fn acquire(&self) -> Result<(), Rejection> {
-        self.acquire_many(1).await
+        acquire(&*self.shared, 1).await
     }
 
     /// Takes `n` cells, waiting for them where the queue allows. Zero cells are always granted, past a queue too.

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -52,6 +53,21 @@ impl<S> RateLimitService<S> {
     }
 }
 
+thread_local! {
+    /// The handle of the last response on this thread that was done with it. A response needs its limit only until it has a cell, and to
+    /// count one handle more and one less costs half as much again as the cell: two atomic operations, where all threads meet.
+    static SPARE: Cell<Option<Arc<Shared>>> = const { Cell::new(None) };
+}
+
+/// Another handle of a limit. Where the thread is about to end, the spare one may be gone.
+#[inline]
+fn handle(limit: &Arc<Shared>) -> Arc<Shared> {
+    match SPARE.try_with(Cell::take) {
+        Ok(Some(spare)) if Arc::ptr_eq(&spare, limit) => spare,
+        _ => Arc::clone(limit),
+    }
+}
+
 impl<S, R> Service<R> for RateLimitService<S>
 where
     S: Service<R> + Clone,
@@ -69,7 +85,7 @@ where
         // The one that was polled ready is the one to call.
         let clone = self.inner.clone();
         let ready = std::mem::replace(&mut self.inner, clone);
-        let limit = Arc::clone(&self.limit.shared);
+        let limit = handle(&self.limit.shared);
         RateLimitFuture { state: State::Begins { limit, ready: Some((ready, request)) } }
     }
 }
@@ -89,6 +105,7 @@ pin_project! {
 
 pin_project! {
     #[project = StateProj]
+    #[project_replace = StateWas]
     enum State<S: Service<R>, R> {
         Begins { limit: Arc<Shared>, ready: Option<(S, R)> },
         // Boxed, because only who waits needs its timer: the future is small where it is made and moved.
@@ -147,7 +164,11 @@ where
             };
             let (mut service, request) = ready.take().expect("not polled after it was ready");
             let future = service.call(request);
-            this.state.set(State::Runs { future });
+            if let StateWas::Begins { limit, .. } =
+                this.state.as_mut().project_replace(State::Runs { future })
+            {
+                _ = SPARE.try_with(|spare| spare.set(Some(limit)));
+            }
         }
     }
 }

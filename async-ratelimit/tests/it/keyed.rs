@@ -100,6 +100,17 @@ async fn up_to_max_keys_no_busy_key_is_forgotten_and_above_it_those_go_that_have
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_new_key_can_never_have_makes_no_state_of_it() {
+    let quota = Quota::per_second(1).with_burst(2);
+    let limit = KeyedRateLimit::<u64>::builder(quota).with_queue(10, None).build().unwrap();
+    let refused = [limit.key(&0).try_acquire_many(3), limit.key(&1).acquire_many(3).await];
+    assert_eq!(refused.map(reason), [Reason::ExceedsCapacity; 2]);
+    assert_eq!(limit.len(), 0);
+    limit.key(&0).acquire_many(2).await.unwrap();
+    assert_eq!(limit.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_that_somebody_waits_for_is_never_forgotten() {
     let quota = Quota::per_second(1).with_burst(1);
     let limit = KeyedRateLimit::<u64>::builder(quota).with_max_keys(1).with_queue(10, None).build().unwrap();

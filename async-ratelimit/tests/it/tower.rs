@@ -200,3 +200,47 @@ async fn a_refused_response_that_is_kept_keeps_nothing_reserved() {
         assert_eq!(permits.in_flight(), 0);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn limits_in_turn_on_one_thread_take_each_from_their_own() {
+    let limits =
+        [3, 5].map(|burst| RateLimit::builder(Quota::per_hour(1).with_burst(burst)).build().unwrap());
+    let mut services = limits.clone().map(|limit| {
+        ServiceBuilder::new()
+            .layer(RateLimitLayer::new(limit))
+            .map_err(Failure::Operation)
+            .service(service_fn(async |_: ()| Ok::<_, Infallible>(())))
+    });
+    for _ in 0..3 {
+        for service in &mut services {
+            service.ready().await.unwrap().call(()).await.unwrap();
+        }
+    }
+    assert_eq!(limits.map(|limit| limit.snapshot().available), [0, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_whose_calls_never_wait_lets_others_have_their_turn() {
+    let rate = RateLimit::builder(Quota::per_second(1_000_000_000)).build().unwrap();
+    let permits = ConcurrencyLimit::builder(1).build().unwrap();
+    let at_once = || service_fn(async |_: ()| Ok::<_, Failure<Infallible>>(()));
+    let rate = ServiceBuilder::new().layer(RateLimitLayer::new(rate)).service(at_once());
+    let permits = ServiceBuilder::new().layer(ConcurrencyLimitLayer::new(permits)).service(at_once());
+    yields(rate).await;
+    yields(permits).await;
+}
+
+async fn yields<S: Service<(), Error = Failure<Infallible>>>(mut service: S) {
+    let calls = std::cell::Cell::new(0);
+    let calling = async {
+        while calls.get() < 1_000 {
+            service.ready().await.unwrap().call(()).await.unwrap();
+            calls.set(calls.get() + 1);
+        }
+    };
+    tokio::select! {
+        biased;
+        () = calling => panic!("it keeps the thread for itself"),
+        () = std::future::ready(()) => assert!(calls.get() > 1),
+    }
+}
