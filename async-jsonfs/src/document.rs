@@ -95,7 +95,7 @@ pub(crate) fn object<'a>(text: &'a [u8], range: &Range<usize>) -> Option<Object<
     let mut at = skip_space(text, range.start + 1);
     while text.get(at) == Some(&b'"') {
         let end = string_end(text, at);
-        let start = skip_space(text, skip_space(text, end) + 1);
+        let start = skip_space(text, skip_space(text, end) + 1).min(text.len());
         let value = start..value_end(text, start);
         let next = skip_space(text, value.end);
         members.push(Member { key: key(&text[at..end]), start: at, value });

@@ -6,7 +6,6 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use async_policy::{Deadline, Reason};
 use tokio::time::timeout_at;
@@ -27,17 +26,7 @@ enum Stage {
         target: Target,
         entry: Arc<Entry>,
         turn: Turn,
-    },
-    /// After a wait.
-    Locked {
-        target: Target,
-        entry: Arc<Entry>,
-        turn: Turn,
-        locked: Locked,
-    },
-    Mine {
-        target: Target,
-        turn: Turn,
+        /// After a wait.
         locked: Option<Locked>,
     },
 }
@@ -76,9 +65,9 @@ pub(crate) async fn run<R: Send + 'static>(
     loop {
         let ops = Arc::clone(&ops);
         let spelled = keep.take();
-        let step = move |cancelled: &AtomicBool| {
+        let step = move || {
             let replaced = Cell::new(None);
-            let progress = advance(&*ops, stage, &options, cancelled, &replaced, work);
+            let progress = advance(&*ops, stage, &options, &replaced, work);
             // What is done ends its turn here, whether or not its caller is ever polled again.
             let keep = if matches!(progress, Ok(Progress::Queue { .. } | Progress::Wait { .. })) {
                 spelled
@@ -93,12 +82,12 @@ pub(crate) async fn run<R: Send + 'static>(
             Progress::Done(done) => return done,
             Progress::Queue { target, entry, work: back } => {
                 let turn = within(Arc::clone(&entry).turn()).await?;
-                stage = Stage::MyTurn { target, entry, turn };
+                stage = Stage::MyTurn { target, entry, turn, locked: None };
                 work = back;
             }
             Progress::Wait { target, entry, turn, lock, work: back } => {
                 let locked = within(entry.wait(lock)?).await?.map_err(|_| lock::lost())?;
-                stage = Stage::Locked { target, entry, turn, locked };
+                stage = Stage::MyTurn { target, entry, turn, locked: Some(locked) };
                 work = back;
             }
         }
@@ -115,7 +104,7 @@ pub(crate) fn try_run<R>(
 ) -> Result<Option<R>, Fault> {
     let path = absolute(path)?;
     let Some(_spelled) = SPELLED.entry(path.clone()).try_turn() else { return Ok(None) };
-    match advance(ops, Stage::Fresh(path), options, &AtomicBool::new(false), replaced, work)? {
+    match advance(ops, Stage::Fresh(path), options, replaced, work)? {
         Progress::Done(done) => done.map(Some),
         Progress::Queue { .. } | Progress::Wait { .. } => Ok(None),
     }
@@ -133,16 +122,16 @@ pub(crate) fn run_blocking<R>(
     let (mut stage, mut work) = (Stage::Fresh(path), work);
     let replaced = Cell::new(None);
     loop {
-        match advance(ops, stage, options, &AtomicBool::new(false), &replaced, work)? {
+        match advance(ops, stage, options, &replaced, work)? {
             Progress::Done(done) => return done,
             Progress::Queue { target, entry, work: back } => {
                 let turn = Arc::clone(&entry).blocking_turn();
-                stage = Stage::MyTurn { target, entry, turn };
+                stage = Stage::MyTurn { target, entry, turn, locked: None };
                 work = back;
             }
             Progress::Wait { target, entry, turn, lock, work: back } => {
                 let locked = entry.wait(lock)?.blocking_recv().map_err(|_| lock::lost())?;
-                stage = Stage::Locked { target, entry, turn, locked };
+                stage = Stage::MyTurn { target, entry, turn, locked: Some(locked) };
                 work = back;
             }
         }
@@ -152,56 +141,46 @@ pub(crate) fn run_blocking<R>(
 /// Goes as far as it can without waiting.
 fn advance<R, W: FnOnce(&Held<'_>) -> Result<R, Fault>>(
     ops: &dyn Ops,
-    mut stage: Stage,
+    stage: Stage,
     options: &Options,
-    cancelled: &AtomicBool,
     replaced: &Cell<Option<File>>,
     work: W,
 ) -> Result<Progress<W, R>, Fault> {
-    loop {
-        stage = match stage {
-            Stage::Fresh(path) => {
-                let target = Target::resolve(ops, &path, options)?;
-                let entry = REAL.entry(target.key());
-                match entry.try_turn() {
-                    Some(turn) => Stage::MyTurn { target, entry, turn },
-                    None => return Ok(Progress::Queue { target, entry, work }),
-                }
+    let (target, entry, turn, locked) = match stage {
+        Stage::Fresh(path) => {
+            let target = Target::resolve(ops, &path, options)?;
+            let entry = REAL.entry(target.key());
+            match entry.try_turn() {
+                Some(turn) => (target, entry, turn, None),
+                None => return Ok(Progress::Queue { target, entry, work }),
             }
-            Stage::MyTurn { target, turn, .. } if !options.processes => {
-                Stage::Mine { target, turn, locked: None }
+        }
+        Stage::MyTurn { target, entry, turn, locked } => (target, entry, turn, locked),
+    };
+    let locked = match locked {
+        _ if !options.processes => None,
+        Some(locked) if locked.counts(ops, &target)? => Some(locked),
+        _ => match lock::try_lock(ops, &target, options)? {
+            Ok(locked) => Some(locked),
+            Err(lock) => {
+                tell(&target.path, &Event::Waiting);
+                return Ok(Progress::Wait { target, entry, turn, lock, work });
             }
-            Stage::MyTurn { target, entry, turn } => match lock::try_lock(ops, &target, options)? {
-                Ok(locked) => Stage::Mine { target, turn, locked: Some(locked) },
-                Err(lock) => {
-                    tell(&target.path, &Event::Waiting);
-                    return Ok(Progress::Wait { target, entry, turn, lock, work });
-                }
-            },
-            Stage::Locked { target, entry, turn, locked } => {
-                if locked.counts(ops, &target)? {
-                    Stage::Mine { target, turn, locked: Some(locked) }
-                } else {
-                    Stage::MyTurn { target, entry, turn }
-                }
-            }
-            Stage::Mine { target, turn, mut locked } => {
-                let held = Held { ops, target: &target, options, cancelled, replaced };
-                let done = catch_unwind(AssertUnwindSafe(|| work(&held)));
-                let failed = match &done {
-                    Ok(done) => done.as_ref().is_err_and(|fault| fault.outcome == Outcome::NotWritten),
-                    Err(_) => true,
-                };
-                if failed && let Some(locked) = locked.take() {
-                    locked.forget(ops, &target);
-                }
-                // The other processes first: the next call of this one may then try the lock.
-                drop(locked);
-                drop(turn);
-                return Ok(Progress::Done(done.unwrap_or_else(|panic| resume_unwind(panic))));
-            }
-        };
+        },
+    };
+    let held = Held { ops, target: &target, options, replaced };
+    let done = catch_unwind(AssertUnwindSafe(|| work(&held)));
+    let failed = match &done {
+        Ok(done) => done.as_ref().is_err_and(|fault| fault.outcome == Outcome::NotWritten),
+        Err(_) => true,
+    };
+    // The other processes first: the next call of this one may then try the lock.
+    match locked {
+        Some(locked) if failed => locked.forget(ops, &target),
+        locked => drop(locked),
     }
+    drop(turn);
+    Ok(Progress::Done(done.unwrap_or_else(|panic| resume_unwind(panic))))
 }
 
 /// Waits at most until the deadline in force, and not at all if that has passed.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::os::fd::AsFd;
 
 use rustix::fs::FileType;
 
@@ -20,7 +20,6 @@ pub(crate) struct Held<'a> {
     pub(crate) ops: &'a dyn Ops,
     pub(crate) target: &'a Target,
     pub(crate) options: &'a Options,
-    pub(crate) cancelled: &'a AtomicBool,
     /// The file that was there. Once it has been replaced, to close it is to free it, and that may take the file system longer than the
     /// rename: it is closed when the caller has been told.
     pub(crate) replaced: &'a Cell<Option<File>>,
@@ -47,7 +46,7 @@ impl Held<'_> {
     /// Opens the file to read. A link that is still there is one that will be replaced: reads follow it.
     pub(crate) fn open(&self) -> Result<File, Fault> {
         let follow = self.options.symlinks == Symlinks::Replace;
-        self.ops.open_at(&self.target.dir, &self.target.name, follow).step("open")
+        self.ops.open(self.target.dir.as_fd(), self.target.name.as_ref(), follow).step("open")
     }
 
     /// Writes, unless the file holds `bytes` already. `raw` is its content where that is known. The file comes back open.
@@ -86,13 +85,13 @@ impl Held<'_> {
 
     /// Writes in any case what has been [checked](limits::check_written).
     pub(crate) fn replace(&self, bytes: &[u8], old: Option<&Meta>) -> Result<File, Fault> {
-        let Self { ops, target, options, cancelled, .. } = *self;
-        Replace { ops, target, options, create_new: false, cancelled }.run(bytes, old)
+        let Self { ops, target, options, .. } = *self;
+        Replace { ops, target, options, create_new: false }.run(bytes, old)
     }
 
     /// Writes where nothing is.
     pub(crate) fn create(&self, bytes: &[u8]) -> Result<(), Fault> {
-        let Self { ops, target, options, cancelled, .. } = *self;
+        let Self { ops, target, options, .. } = *self;
         limits::check_written(bytes, options)?;
         // Where reads find nothing there may yet be a link that is to be replaced.
         if options.symlinks == Symlinks::Replace
@@ -100,7 +99,7 @@ impl Held<'_> {
         {
             return self.replace(bytes, None).map(drop);
         }
-        match (Replace { ops, target, options, create_new: true, cancelled }).run(bytes, None) {
+        match (Replace { ops, target, options, create_new: true }).run(bytes, None) {
             Err(Fault { kind: ErrorKind::Io { source, .. }, .. })
                 if source.kind() == io::ErrorKind::AlreadyExists =>
             {

@@ -1,8 +1,6 @@
 //! One call, one blocking job.
 
 use std::panic::resume_unwind;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use async_policy::{PolicyKind, Reason, Rejection};
 use tokio::sync::oneshot;
@@ -10,16 +8,12 @@ use tokio::task::{AbortHandle, JoinError, spawn_blocking};
 
 use crate::error::{ErrorKind, Fault};
 
-/// Stops the job when its caller goes away: one that has not begun never does, one that runs sees the flag.
-struct Abandon {
-    flag: Arc<AtomicBool>,
-    handle: AbortHandle,
-}
+/// A job that has not begun never does once its caller has gone away. One that runs goes on to its end.
+struct Abandon(AbortHandle);
 
 impl Drop for Abandon {
     fn drop(&mut self) {
-        self.flag.store(true, Relaxed);
-        self.handle.abort();
+        self.0.abort();
     }
 }
 
@@ -34,17 +28,15 @@ pub(crate) fn refusal(reason: Reason) -> Rejection {
 /// Runs `work` on the blocking pool. What it returns beside its result is dropped there once the caller has been told. A panic in it goes on in the
 /// caller.
 pub(crate) async fn run<R: Send + 'static, L>(
-    work: impl FnOnce(&AtomicBool) -> (R, L) + Send + 'static,
+    work: impl FnOnce() -> (R, L) + Send + 'static,
 ) -> Result<R, Fault> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&flag);
     let (caller, receiver) = oneshot::channel();
     let handle = spawn_blocking(move || {
-        let (done, later) = work(&seen);
+        let (done, later) = work();
         drop(caller.send(done));
         drop(later);
     });
-    let _abandon = Abandon { flag, handle: handle.abort_handle() };
+    let _abandon = Abandon(handle.abort_handle());
     if let Ok(done) = receiver.await {
         return Ok(done);
     }
@@ -136,7 +128,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_is_told_before_what_is_left_is_dropped() {
         let (told, waits) = channel();
-        assert_eq!(super::run(|_| (1, Waits(waits))).await.unwrap(), 1);
+        assert_eq!(super::run(|| (1, Waits(waits))).await.unwrap(), 1);
         told.send(()).unwrap();
     }
 }

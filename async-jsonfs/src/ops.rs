@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -58,8 +58,7 @@ pub(crate) trait Ops: fmt::Debug + Send + Sync {
     fn identify(&self, dir: &OwnedFd) -> io::Result<DirId>;
 
     /// Opens to read, without waiting for the other end of a pipe.
-    fn open(&self, path: &Path, follow: bool) -> io::Result<File>;
-    fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File>;
+    fn open(&self, dir: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Result<File>;
     /// Opens what is there, or makes what is not.
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File>;
     /// Whether the lock was free and is now ours, until the file is closed.
@@ -125,14 +124,9 @@ impl Ops for System {
         Ok(DirId { id: Meta::from_stat(&fs::fstat(dir)?).id, born: (0, 0) })
     }
 
-    fn open(&self, path: &Path, follow: bool) -> io::Result<File> {
+    fn open(&self, dir: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Result<File> {
         let flags = if follow { READ } else { READ | OFlags::NOFOLLOW };
-        Ok(retry_on_intr(|| fs::open(path, flags, Mode::empty()))?.into())
-    }
-
-    fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File> {
-        let flags = if follow { READ } else { READ | OFlags::NOFOLLOW };
-        Ok(retry_on_intr(|| fs::openat(dir, name, flags, Mode::empty()))?.into())
+        Ok(retry_on_intr(|| fs::openat(dir, path, flags, Mode::empty()))?.into())
     }
 
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File> {

@@ -4,16 +4,14 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::os::fd::AsFd;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{ErrorKind, Fault, Outcome, Step};
-use crate::job::refusal;
 use crate::ops::{DirId, Meta, Ops};
 use crate::options::{Durability, Options, ReadOnly, Symlinks};
 use crate::target::{Target, check_kind, is_temporary};
 use crate::tell::{Event, tell};
-use async_policy::Reason;
 use rustix::fs::FileType;
 
 /// What to write, and over what.
@@ -24,8 +22,6 @@ pub(crate) struct Replace<'a> {
     pub(crate) options: &'a Options,
     /// Whether the name must be free.
     pub(crate) create_new: bool,
-    /// Set once nobody waits for the outcome any more.
-    pub(crate) cancelled: &'a AtomicBool,
 }
 
 /// The file that will be replaced, if there is one and it may be.
@@ -69,8 +65,6 @@ impl Replace<'_> {
         let durable = self.options.durability == Durability::Durable;
         let event = match &replaced {
             Ok(_) => Event::Written { bytes: bytes.len(), durable },
-            // Its caller has gone away.
-            Err(Fault { kind: ErrorKind::Rejected(_), .. }) => return replaced,
             Err(fault) => Event::Failed(fault),
         };
         tell(&self.target.path, &event);
@@ -83,9 +77,6 @@ impl Replace<'_> {
         let (file, name, made) = self.create(old)?;
         let guard = Temporary { ops, target, name: &name };
         self.fill(&file, bytes, &made, old)?;
-        if self.cancelled.load(Relaxed) {
-            return Err(ErrorKind::Rejected(refusal(Reason::ShutDown)).into());
-        }
         if let Err(error) = ops.rename(&target.dir, &name, &target.name, !self.create_new) {
             // A network file system may say no to what it has done.
             let done = ops.stat_at(&target.dir, &target.name).ok().zip(ops.stat(&file).ok());
@@ -197,7 +188,7 @@ fn sweep(ops: &dyn Ops, target: &Target) {
         if !is_temporary(&name) {
             continue;
         }
-        if let Ok(file) = ops.open_at(&target.dir, &name, false)
+        if let Ok(file) = ops.open(target.dir.as_fd(), name.as_ref(), false)
             && ops.try_lock(&file).unwrap_or(false)
         {
             // Should its writer have renamed it in between, the name is gone, and names are never used twice.

@@ -1,7 +1,6 @@
 //! From a path to the directory and the name that are read and replaced.
 
 use std::ffi::{OsStr, OsString};
-use std::hash::Hasher;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -90,31 +89,20 @@ fn beside(name: &OsStr, ending: &str) -> OsString {
     if 1 + name.len() + ending.len() <= LONGEST_NAME {
         bytes.extend(name.as_bytes());
     } else {
-        let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
-        hash.write(name.as_bytes());
         let kept = &name.as_bytes()[..LONGEST_NAME - 1 - 17 - ending.len()];
         // Cut between characters: some file systems insist on UTF-8.
         let whole = std::str::from_utf8(kept).map_or_else(|error| error.valid_up_to(), str::len);
         bytes.extend(&kept[..whole]);
-        bytes.extend(format!("-{:016x}", hash.finish()).bytes());
+        bytes.extend(format!("-{:016x}", fnv(name.as_bytes())).bytes());
     }
     bytes.extend(ending.bytes());
     std::os::unix::ffi::OsStringExt::from_vec(bytes)
 }
 
 /// FNV-1a: the same in every process and version, as the name of a lock has to be.
-struct Fnv(u64);
-
-impl Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+fn fnv(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 /// The path from the root, whatever the working directory will be.

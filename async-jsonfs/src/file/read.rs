@@ -1,8 +1,8 @@
 //! Reading: without a turn, without a lock.
 
 use std::cell::Cell;
-use std::sync::atomic::AtomicBool;
 
+use rustix::fs::CWD;
 use serde::de::DeserializeOwned;
 
 use super::JsonFile;
@@ -63,8 +63,8 @@ impl JsonFile {
         make: fn(&[u8], &Options) -> Result<R, Fault>,
     ) -> Result<R, Error> {
         let Self { path, options, ops } = self.clone();
-        let read = move |_: &_| {
-            let file = match ops.open(&path, options.symlinks != Symlinks::Refuse) {
+        let read = move || {
+            let file = match ops.open(CWD, &path, options.symlinks != Symlinks::Refuse) {
                 Err(error)
                     if options.symlinks == Symlinks::Refuse
                         && error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) =>
@@ -77,7 +77,7 @@ impl JsonFile {
             let (bytes, _) = target::read(&*ops, &file.step("open")?, &options)?;
             if bytes.len() > SMALL { make(&bytes, &options).map(Read::Made) } else { Ok(Read::Small(bytes)) }
         };
-        let made = match job::run(move |cancelled| (read(cancelled), ())).await {
+        let made = match job::run(move || (read(), ())).await {
             Ok(Ok(Read::Made(made))) => Ok(made),
             Ok(Ok(Read::Small(bytes))) => make(&bytes, &self.options),
             Ok(Err(fault)) | Err(fault) => Err(fault),
@@ -91,14 +91,14 @@ impl JsonFile {
         work: impl FnOnce(Result<&Held<'_>, Fault>) -> Result<R, Fault> + Send + 'static,
     ) -> Result<R, Error> {
         let Self { path, options, ops } = self.clone();
-        let looked = job::run(move |cancelled: &AtomicBool| {
+        let looked = job::run(move || {
             let options = Options { create_parents: false, ..options };
             let target = target::absolute(&path).and_then(|path| Target::resolve(&*ops, &path, &options));
             let replaced = Cell::new(None);
             let looked = match target {
                 Ok(target) => {
                     let (ops, options, replaced) = (&*ops, &options, &replaced);
-                    work(Ok(&Held { ops, target: &target, options, cancelled, replaced }))
+                    work(Ok(&Held { ops, target: &target, options, replaced }))
                 }
                 Err(fault) => work(Err(fault)),
             };

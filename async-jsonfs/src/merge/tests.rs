@@ -111,3 +111,13 @@ proptest! {
         let _ = three_way(raw.as_bytes(), b"{\"a\":1}", patch.to_string().as_bytes());
     }
 }
+
+#[test]
+fn text_that_ends_within_a_key_or_after_it_does_no_harm() {
+    for raw in ["{\"a", "{\"a\"", "{\"a\":", "{\"a\\", "{\"a\":1,\"a"] {
+        for patch in ["{\"a\":2}", "{\"a\":{\"b\":2}}", "{\"a\":null}", "[]"] {
+            let _ = merge_patch(raw.as_bytes(), patch.as_bytes());
+            let _ = three_way(raw.as_bytes(), b"{\"a\":1}", patch.as_bytes());
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -18,6 +18,8 @@ pub(super) enum Fault {
     None,
     /// This one is not done.
     Once(usize, Errno),
+    /// The n-th of this name is not done.
+    Named(&'static str, usize, Errno),
     /// This one and all after it are not done: the disk has died.
     From(usize, Errno),
     /// This one is done, and an error reported.
@@ -112,9 +114,11 @@ impl Hooked {
         let fault = {
             let mut state = self.state.lock().unwrap();
             let n = state.calls.len();
+            let of_its_name = state.calls.iter().filter(|made| **made == call).count();
             state.calls.push(call);
             match state.fault {
                 Fault::Once(at, errno) if at == n => Some((errno, false)),
+                Fault::Named(name, at, errno) if name == call && at == of_its_name => Some((errno, false)),
                 Fault::From(at, errno) if at <= n => Some((errno, false)),
                 Fault::Done(at) if at == n => Some((Errno::IO, true)),
                 _ => None,
@@ -164,12 +168,8 @@ impl Ops for Hooked {
         self.hook("identify", || self.inner.identify(dir))
     }
 
-    fn open(&self, path: &Path, follow: bool) -> io::Result<File> {
-        self.hook("open", || self.inner.open(path, follow))
-    }
-
-    fn open_at(&self, dir: &OwnedFd, name: &OsStr, follow: bool) -> io::Result<File> {
-        self.hook("open_at", || self.inner.open_at(dir, name, follow))
+    fn open(&self, dir: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Result<File> {
+        self.hook("open", || self.inner.open(dir, path, follow))
     }
 
     fn open_lock(&self, dir: &OwnedFd, name: &OsStr, make: bool) -> io::Result<File> {
