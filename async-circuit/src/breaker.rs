@@ -188,6 +188,18 @@ impl CircuitBreaker {
     /// Takes up a saved state. The time since it was saved is taken off the open time, by the system's clock; if that went
     /// backwards, nothing is. More than the configured cap it does not stay open. A mode that was set by hand is set again; if
     /// none was, that of the configuration holds. Closed to closed is no transition.
+    ///
+    /// ```
+    /// use async_circuit::{CircuitBreaker, State};
+    /// use std::time::Duration;
+    ///
+    /// let before = CircuitBreaker::new();
+    /// before.open_for(Duration::from_secs(20));
+    /// let saved = before.save(); // into a file, with the `serde` feature
+    /// let after_restart = CircuitBreaker::new();
+    /// after_restart.restore(&saved);
+    /// assert_eq!(after_restart.state(), State::Open);
+    /// ```
     pub fn restore(&self, saved: &Saved) {
         let elapsed = SystemTime::now().duration_since(saved.saved_at).unwrap_or(Duration::ZERO);
         self.change(|circuit, now| circuit.restore(saved, elapsed, now));

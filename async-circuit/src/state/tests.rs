@@ -328,6 +328,22 @@ fn the_open_time_grows_with_each_reopening_until_a_recovery() {
 }
 
 #[test]
+fn a_time_chosen_for_an_earlier_opening_changes_nothing() {
+    let mut circuit = circuit_with(|config| {
+        config.trip = rate(0.5, 10, 1).into();
+        config.open_for = OpenTime::by(|_| unreachable!("the shell asks"));
+    });
+    feed(&mut circuit, 0.0, "F");
+    let first = circuit.next_turn().unwrap();
+    circuit.reset(at(1.0));
+    circuit.set_open_for(&first, at(9.0));
+    assert_eq!(circuit.state(), State::Closed);
+    feed(&mut circuit, 2.0, "F");
+    circuit.set_open_for(&first, at(9.0));
+    assert_eq!(circuit.snapshot(at(2.0)).retry_after, Some(DEFAULT_OPEN_FOR));
+}
+
+#[test]
 fn jitter_is_the_same_for_the_same_seed_and_within_its_bounds() {
     let times = |seed| {
         let mut circuit = circuit_with(|config| {

@@ -80,7 +80,11 @@ async fn observing_shows_what_the_rules_would_do() {
     let snapshot = breaker.snapshot();
     assert_eq!((snapshot.state, snapshot.totals.would_refuse), (State::Open, 8));
     advance(Duration::from_secs(1)).await;
-    assert!(call(&breaker, true).await);
+    let probe = breaker.try_acquire().unwrap();
+    let observed = breaker.try_acquire().unwrap();
+    assert!(probe.is_probe() && !observed.is_probe());
+    observed.failure();
+    probe.success();
     assert_eq!(breaker.state(), State::Closed);
     breaker.reset();
     assert_eq!(breaker.snapshot().mode, Mode::ObserveOnly, "as it was built");
@@ -165,6 +169,12 @@ async fn a_closure_chooses_the_open_time_from_what_it_sees() {
         advance(Duration::from_millis(open_for)).await;
         breaker.try_acquire().unwrap().failure();
     }
+    // A restored time was chosen before.
+    let mut saved = breaker.save();
+    saved.open_for = Some(Duration::from_secs(77));
+    breaker.restore(&saved);
+    let left = breaker.try_acquire().unwrap_err().retry_after().unwrap();
+    assert!((Duration::from_secs(70)..=Duration::from_secs(77)).contains(&left), "{left:?}");
 }
 
 #[tokio::test(start_paused = true)]

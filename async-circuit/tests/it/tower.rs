@@ -45,6 +45,22 @@ async fn refusals_do_not_kill_a_buffer_above_and_do_not_ask_the_inner_service() 
     assert_eq!(breaker.state(), State::Closed);
 }
 
+#[tokio::test(start_paused = true)]
+async fn while_only_observing_a_service_refuses_nothing() {
+    let breaker = quick();
+    breaker.set_mode(Mode::ObserveOnly);
+    let layer = CircuitBreakerLayer::new(breaker.clone());
+    for _ in 0..5 {
+        let service = layer.layer(service_fn(async |()| Err::<(), _>(Failure::Operation("down"))));
+        assert_eq!(service.oneshot(()).await, Err(Failure::Operation("down")));
+    }
+    assert_eq!((breaker.state(), breaker.snapshot().totals.would_refuse), (State::Open, 3));
+    advance(Duration::from_secs(1)).await;
+    let _probe = breaker.try_acquire().unwrap();
+    let service = layer.layer(service_fn(async |()| Ok::<_, Failure<()>>(7)));
+    assert_eq!(service.oneshot(()).await, Ok(7));
+}
+
 /// A service that never gets ready: what a connector says that is refused.
 #[derive(Clone)]
 struct Unconnected(Failure<&'static str>);
