@@ -14,6 +14,7 @@ use crate::work::Item;
 use crate::{ItemError, Panicked};
 
 /// A place for one item after another, with a box and a waker that stay.
+#[derive(Debug)]
 pub struct Slot<F> {
     pub(crate) future: Pin<Box<Option<F>>>,
     pub(crate) index: usize,
@@ -26,7 +27,7 @@ pub struct Slot<F> {
 }
 
 /// Why an item is ended from outside.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Ending {
     Cancelled,
     TimedOut(Duration),

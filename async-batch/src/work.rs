@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::{Pin, pin};
@@ -45,6 +44,7 @@ pub trait Make<I> {
 /// The type of the items is a parameter, no projection: the compiler cannot see through one whose inputs have lifetimes
 /// where it asks whether a task is `Send`.
 #[doc(hidden)]
+#[derive(Debug)]
 pub struct Lane<M, F> {
     make: M,
     slots: Vec<Slot<F>>,
@@ -86,6 +86,7 @@ pub trait Item: Future {
 
 /// In the caller's task.
 #[doc(hidden)]
+#[derive(Debug)]
 pub struct Turns<F>(pub(crate) F);
 
 impl<I, F, Fut, T, E> Make<I> for Turns<F>
@@ -106,6 +107,7 @@ where
 
 /// In a task each.
 #[doc(hidden)]
+#[derive(Debug)]
 pub struct Tasks<F>(pub(crate) F);
 
 impl<I, F, Fut, T, E> Make<I> for Tasks<F>
@@ -127,6 +129,7 @@ where
 
 /// On a blocking thread each.
 #[doc(hidden)]
+#[derive(Debug)]
 pub struct Threads<F>(pub(crate) Arc<F>);
 
 impl<I, F, T, E> Make<I> for Threads<F>
@@ -355,21 +358,3 @@ where
         }
     }
 }
-
-impl<M, F> fmt::Debug for Lane<M, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").finish_non_exhaustive()
-    }
-}
-
-macro_rules! opaque {
-    ($($Name:ident),*) => {$(
-        impl<F> fmt::Debug for $Name<F> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($Name)).finish_non_exhaustive()
-            }
-        }
-    )*};
-}
-
-opaque!(Turns, Tasks, Threads, Slot);

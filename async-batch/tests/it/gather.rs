@@ -1,6 +1,9 @@
 use std::cell::Cell;
 use std::future::{Future as _, pending, poll_fn};
 use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_batch::{Gather, ItemError, Stopped};
@@ -224,4 +227,70 @@ async fn items_that_wait_are_not_polled_in_vain_when_the_budget_is_used_up() {
     let outcomes = Gather::up_to::<1000>().run(0..1000, item).await;
     assert_eq!(outcomes.values().len(), 1000);
     assert_eq!(polls.get(), 2 * 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn begun_in_one_task_it_goes_on_in_another() {
+    let mut run = Gather::up_to::<40>().run(0..100_u64, async |n| {
+        tokio::time::sleep(ms(1 + n % 7)).await;
+        Ok::<_, ()>(n)
+    });
+    let nobody = &mut Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut run).poll(nobody).is_pending());
+    let outcomes = tokio::spawn(run).await.expect("no panic");
+    assert!(outcomes.values().iter().copied().eq(0..100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_wake_up_costs_the_next_item_a_poll_and_outlives_the_gather() {
+    let early = &OnceLock::new();
+    let polls = &Cell::new(0);
+    let late = &Cell::new(false);
+    let mut run = Gather::up_to::<1>().run(0..2, move |n| {
+        poll_fn(move |cx| {
+            if n == 0 {
+                // Pending once, so that it takes a slot.
+                if early.set(cx.waker().clone()).is_ok() {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                return Poll::Ready(Ok::<_, ()>(n));
+            }
+            polls.set(polls.get() + 1);
+            if late.get() { Poll::Ready(Ok(n)) } else { Poll::Pending }
+        })
+    });
+    let waker = || early.get().expect("the first item has left it");
+    assert!(poll_once(&mut run).await.is_none());
+    assert_eq!(polls.get(), 1);
+    waker().wake_by_ref();
+    assert!(poll_once(&mut run).await.is_none());
+    assert_eq!(polls.get(), 2);
+    late.set(true);
+    waker().wake_by_ref();
+    let outcomes = poll_once(&mut run).await.expect("it was woken");
+    assert_eq!(outcomes.values(), [0, 1]);
+    drop(run);
+    waker().wake_by_ref();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_wake_up_from_another_thread_is_lost() {
+    for limit in [1, 31, 32, 33, 100] {
+        let limit = NonZeroUsize::new(limit).unwrap();
+        let run = Gather::new(limit).run(0..1_000_u32, async |n| {
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            tokio::spawn(async move { answer.send(n) });
+            answered.await
+        });
+        assert!(run.await.values().iter().copied().eq(0..1_000));
+    }
+}
+
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
