@@ -298,6 +298,20 @@ where
         }
     }
 
+    /// Drops those in flight. They were made, so their tokens are spent. Told when all are gone: a listener that panics must meet no other panic
+    /// on its way.
+    #[cold]
+    fn abort(&mut self, mut first: Pin<&mut Option<A::Future>>) {
+        let mut aborted: Vec<u32> = first.is_some().then_some(1).into_iter().collect();
+        contained(|| first.set(None));
+        for Extra { attempt, future, token } in std::mem::take(&mut self.extra) {
+            token.into_iter().for_each(BudgetToken::spend);
+            contained(|| drop(future));
+            aborted.push(attempt);
+        }
+        aborted.into_iter().for_each(|attempt| self.tell(Event::Aborted { attempt }));
+    }
+
     fn tell(&self, event: Event) {
         self.hedge.borrow().tell(event);
     }
@@ -318,14 +332,10 @@ where
         self.finish(best)
     }
 
-    /// The call is over, however long its future is kept: what is still in flight is dropped. It was made, so its token is spent.
+    /// The call is over, however long its future is kept.
     fn finish(self: Pin<&mut Self>, ending: Ending<A>) -> ResultOf<A> {
         let mut this = self.project();
         let state = this.state;
-        let mut losers = std::mem::take(&mut state.extra);
-        for token in losers.iter_mut().filter_map(|loser| loser.token.take()) {
-            token.spend();
-        }
         state.opening = None;
         if let (Ok(Ok(_)), Some(began)) = (&ending, &state.began) {
             state.hedge.borrow().succeeded(began);
@@ -334,14 +344,9 @@ where
         this.timer.set(None);
         contained(|| state.best = None);
         contained(|| state.attempts = None);
-        let mut aborted: Vec<u32> = this.first.is_some().then_some(1).into_iter().collect();
-        contained(|| this.first.set(None));
-        for Extra { attempt, future, .. } in losers {
-            contained(|| drop(future));
-            aborted.push(attempt);
+        if this.first.is_some() || !state.extra.is_empty() {
+            state.abort(this.first);
         }
-        // Told when all are gone: a listener that panics must meet no other panic on its way.
-        aborted.into_iter().for_each(|attempt| state.tell(Event::Aborted { attempt }));
         ending.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
