@@ -146,17 +146,13 @@ impl Shared {
 
     /// Tells the supervisor that is this child, if it is one.
     pub(crate) fn halt_below(&self, key: Key, how: Halt) -> bool {
-        let nested = self.nested();
-        let below = if nested.is_empty() { None } else { nested.get(&key) };
-        below.inspect(|handle| handle.shared().halt(how)).is_some()
+        self.nested().get(&key).inspect(|handle| handle.shared().halt(how)).is_some()
     }
 
     /// Lets go of a child that is a supervisor.
     pub(crate) fn forget(&self, key: Key) {
-        let mut nested = self.nested();
-        let gone = if nested.is_empty() { None } else { nested.remove(&key) };
-        drop(nested);
-        drop(gone);
+        // Dropped after the lock.
+        let _gone = self.nested().remove(&key);
     }
 
     /// Who would not stop and is still there, here and below.

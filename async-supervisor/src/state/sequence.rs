@@ -101,8 +101,7 @@ impl Core {
     /// Keeps an ended child in the books, unless it is temporary.
     pub(super) fn settle(&mut self, key: Key, state: State, now: Instant) {
         let Some(child) = self.children.get_mut(key) else { return };
-        if child.rules.restart == Restart::Temporary && !(state == State::Waiting && child.command.is_some())
-        {
+        if child.rules.restart == Restart::Temporary {
             self.answer(key, Ok(()));
             self.forget(key);
         } else {

@@ -20,7 +20,6 @@ impl Core {
         if !self.is_stopping() || self.forced {
             return;
         }
-        self.current = None;
         self.stops.clear();
         let left = self.children.iter().filter(|(_, c)| c.state.is_alive() && !c.state.is_stuck());
         let left: Vec<_> = left.map(|(key, _)| key).collect();
@@ -72,7 +71,6 @@ impl Core {
             }
             _ => return,
         };
-        child.leave_running(now);
         child.state = State::Stopping { why, stage: Stage::Aborted };
         let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
         if down {

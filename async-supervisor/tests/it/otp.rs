@@ -210,6 +210,22 @@ async fn an_exit_of_a_sibling_waits_for_the_end_of_the_sequence() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_missed_heartbeat_during_a_sequence_is_judged_when_that_ends() {
+    let log = Log::new();
+    let s = tolerant(Supervisor::one_for_all()).with_children([
+        log.child("a").with_heartbeat(secs(1)),
+        log.child("b").with_readiness(secs(60)),
+        log.child("c"),
+    ]);
+    let s = s.spawn().unwrap();
+    sleep(secs(2)).await;
+    assert_eq!(log.take(), "+a +b -a");
+    assert_eq!(s.snapshot().child("a").unwrap().state, ChildState::Restarting);
+    log.tell("b", Order::Ready).await;
+    assert_eq!(log.take(), "+c -c -b +a +b");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sibling_that_falls_while_the_group_is_stopped_is_not_counted() {
     let log = Log::new();
     let s = Supervisor::one_for_all().with_intensity(Intensity::new(1, secs(5))).with_children([

@@ -148,6 +148,22 @@ async fn stop_during_a_group_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_the_child_that_is_being_stopped_by_name() {
+    let log = Log::new();
+    let s = up(Supervisor::one_for_one().with_children(["a", "b"].map(|name| log.child_with(name, ms(300)))))
+        .await;
+    let handle = s.handle();
+    let by_name = tokio::spawn(async move { handle.stop_child("a").await });
+    settle().await;
+    let started = Instant::now();
+    assert!(s.stop().await.is_clean());
+    let took = started.elapsed();
+    assert!((ms(600)..ms(605)).contains(&took), "{took:?}");
+    assert_eq!(log.take(), "+a +b -a -b");
+    assert_eq!(by_name.await.unwrap(), Err(async_supervisor::CommandError::ShutDown));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_while_it_is_being_stopped_is_in_the_report() {
     let child = Child::new("a", async |ctx: Context| {
         ctx.cancelled().await;
