@@ -1,9 +1,10 @@
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
 use async_policy::{PolicyKind, Reason};
-use async_retry::{Backoff, Budget, Failure, Operation, Policy, Rejection, Retry, Verdict};
+use async_retry::{Backoff, Budget, Failure, Hedge, Operation, Policy, Rejection, Retry, Verdict};
 use tokio::time::sleep;
 
 use crate::{attempts, caught};
@@ -76,8 +77,35 @@ async fn its_place_is_taken_before_the_backoff_and_given_back_after() {
     assert_eq!(budget.available(), 1.0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_is_in_flight_until_it_ends() {
+    let budget = Budget::in_flight(1.0, 1).unwrap();
+    let retry = retry(&budget);
+    let hedge = Hedge::after(ms(500)).with_budget(budget.clone());
+    let slow = async || {
+        sleep(ms(50)).await;
+        Err::<(), _>(())
+    };
+    let mut calls: Vec<Pin<Box<dyn Future<Output = Result<(), Failure<()>>>>>> =
+        vec![Box::pin(retry.call(slow)), Box::pin(retry.call_mut(slow)), Box::pin(hedge.call(slow))];
+    for (n, call) in calls.iter_mut().enumerate() {
+        assert!(futures_poll(call.as_mut()).await);
+        assert_eq!(budget.available(), (n + 1) as f64);
+    }
+    // The two retries are in their backoff, the hedge in its second attempt.
+    sleep(ms(60)).await;
+    for call in &mut calls {
+        assert!(futures_poll(call.as_mut()).await);
+    }
+    assert_eq!(budget.available(), 0.0, "three calls, three extra attempts");
+    for call in calls {
+        assert!(call.await.is_err());
+    }
+    assert_eq!(budget.available(), 1.0, "the floor");
+}
+
 /// Polls once; whether it is pending.
-async fn futures_poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
+async fn futures_poll<F: Future + ?Sized>(mut future: Pin<&mut F>) -> bool {
     std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_pending())).await
 }
 

@@ -274,6 +274,22 @@ async fn the_time_in_all_is_a_limit_to_when_an_attempt_starts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_time_in_all_counts_what_the_attempts_take() {
+    let retry = every(10).with_unlimited_attempts().with_max_elapsed(Duration::from_millis(100));
+    let op = async || {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        Err::<(), _>("down")
+    };
+    // At 0 and 70; 140 would be too late.
+    let (_, report) = retry.call_with_report(op).await;
+    assert_eq!((report.attempts().len(), report.stopped()), (2, Some(StopReason::Elapsed)));
+    let started = Instant::now();
+    assert!(retry.call(op).await.is_err());
+    assert!(retry.call_mut(op).await.is_err());
+    assert_eq!(started.elapsed().as_millis(), 2 * 130);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_seed_one_sequence_of_delays() {
     let took = |seed| async move {
         let retry = Retry::default().with_seed(seed).with_max_attempts(attempts(9));
