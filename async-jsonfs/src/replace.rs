@@ -196,3 +196,42 @@ fn sweep(ops: &dyn Ops, target: &Target) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs;
+
+    use super::{Ops, Replace, Temporary};
+    use crate::error::ErrorKind;
+    use crate::held::Held;
+    use crate::ops::System;
+    use crate::options::Options;
+    use crate::target::Target;
+
+    #[test]
+    fn a_temporary_file_is_locked_while_its_writer_has_it() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (ops, options) = (&System, &Options::default());
+        let target = &Target::resolve(ops, &dir.path().join("a.json"), options).unwrap();
+        let (file, name, _) = Replace { ops, target, options, create_new: false }.create(None).unwrap();
+        let _guard = Temporary { ops, target, name: &name };
+        let other = fs::File::open(dir.path().join(&name)).unwrap();
+        assert!(!ops.try_lock(&other).unwrap());
+        drop(file);
+        assert!(ops.try_lock(&other).unwrap());
+    }
+
+    #[test]
+    fn what_came_meanwhile_is_not_replaced_by_what_is_to_be_new() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("a.json");
+        let (ops, options, replaced) = (&System, &Options::default(), &Cell::new(None));
+        let target = &Target::resolve(ops, &path, options).unwrap();
+        fs::write(&path, "1").unwrap();
+        let fault = Held { ops, target, options, replaced }.create(b"2").unwrap_err();
+        assert!(matches!(fault.kind, ErrorKind::Conflict), "{fault:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    }
+}

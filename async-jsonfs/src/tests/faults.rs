@@ -186,6 +186,20 @@ async fn a_failed_sync_is_not_tried_again_on_the_same_file() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_commit_that_fails_memory_is_what_others_have_written() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, OLD).unwrap();
+    let ops = Hooked::new(Fault::None);
+    let store = Store::<Map>::open(JsonFile::new(&path).with_ops(Arc::clone(&ops) as _)).await.unwrap();
+    fs::write(&path, "{\"theirs\": 3}").unwrap();
+    ops.set(Fault::Named("create", 0, Errno::NOSPC));
+    let error = store.update(set("new", 2)).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotWritten);
+    assert_eq!(*store.snapshot(), Map::from([("theirs".to_owned(), 3)]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_edit_in_the_same_tick_of_the_clock_is_seen() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.json");

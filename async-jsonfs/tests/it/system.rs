@@ -123,6 +123,27 @@ fn a_runtime_shut_down_in_the_middle_of_writes() {
     assert_eq!(files(dir.path()), [".a.json.lock", "a.json"]);
 }
 
+#[test]
+fn a_job_that_has_not_begun_never_does_once_its_caller_has_gone() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || wait.recv());
+        let mut call = Box::pin(save(&path, 1));
+        let waker = std::task::Waker::noop();
+        assert!(call.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+        drop(call);
+        go.send(()).unwrap();
+        busy.await.unwrap().unwrap();
+        // The only thread comes to this one last.
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+        assert!(!path.exists());
+        save(&path, 2).await.unwrap();
+    });
+}
+
 #[tokio::test]
 async fn dropped_at_every_await() {
     let dir = TempDir::new().unwrap();
