@@ -104,14 +104,12 @@ where
     type Future = AnswerFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
-        match ready!(self.inner.poll_ready(cx)) {
-            Ok(()) => {}
+        self.unready = match ready!(self.inner.poll_ready(cx)) {
+            Ok(()) => None,
             Err(Failure::Operation(error)) => return Poll::Ready(Err(error)),
-            Err(Failure::Rejected(rejection)) => {
-                self.unready = Some(Refused::new(&rejection, self.retry_after));
-            }
-            Err(Failure::TimedOut(_)) => self.unready = Some(Refused::TIMED_OUT),
-        }
+            Err(Failure::Rejected(rejection)) => Some(Refused::new(&rejection, self.retry_after)),
+            Err(Failure::TimedOut(_)) => Some(Refused::TIMED_OUT),
+        };
         Poll::Ready(Ok(()))
     }
 

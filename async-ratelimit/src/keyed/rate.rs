@@ -26,6 +26,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 ///
 /// Each key that has used cells lately costs 16 bytes and its share of a hash table, whatever the key's own length: only a hash
 /// under a random seed is kept. In all at most 64 bytes times [`max_keys`](KeyedRateLimitBuilder::with_max_keys), and 64 KiB.
+/// A key that somebody waits for costs up to 400 bytes more so long, and a further waiter some 60, besides their own futures.
 /// (Among a million keys the odds that some two share a hash, and so a limit, are one in 37 million.)
 ///
 /// A key whose burst is full again is as good as unknown, and evicted within ten seconds while new keys come. With more busy keys than `max_keys`, the

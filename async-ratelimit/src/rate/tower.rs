@@ -39,7 +39,8 @@ impl<S> Layer<S> for RateLimitLayer {
 ///
 /// The cell is taken in the response future, waiting for it where the queue allows: a cell taken by `poll_ready` could not
 /// be given back. The inner service that was polled ready waits with it, and is dropped with a refusal; `poll_ready` is the
-/// inner service's.
+/// inner service's. (A thread keeps a handle of the limit whose cell it took last: that limit's memory is free when the thread ends or takes
+/// another's.)
 #[derive(Clone, Debug)]
 pub struct RateLimitService<S> {
     inner: S,
@@ -56,6 +57,7 @@ impl<S> RateLimitService<S> {
 thread_local! {
     /// The handle of the last response on this thread that was done with it. A response needs its limit only until it has a cell, and to
     /// count one handle more and one less costs half as much again as the cell: two atomic operations, where all threads meet.
+    /// So a thread keeps the limit that it used last.
     static SPARE: Cell<Option<Arc<Shared>>> = const { Cell::new(None) };
 }
 

@@ -1,5 +1,6 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_policy::{Timeout, TimeoutLayer};
@@ -203,4 +204,33 @@ async fn what_can_never_be_granted_is_not_asked_to_come_again() {
     );
     let answer = ask(&service, with_key("x")).await;
     assert_eq!((answer.status(), field(&answer, "retry-after")), (StatusCode::SERVICE_UNAVAILABLE, None));
+}
+
+/// Refuses while somebody has the permit, from `poll_ready`, as foreign services do.
+#[derive(Clone)]
+struct Strict(ConcurrencyLimit);
+
+impl Service<Request<String>> for Strict {
+    type Response = Response<String>;
+    type Error = Failure<Infallible>;
+    type Future = std::future::Ready<Result<Response<String>, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(self.0.try_acquire().map(drop).map_err(Failure::Rejected))
+    }
+
+    fn call(&mut self, _: Request<String>) -> Self::Future {
+        std::future::ready(Ok(Response::default()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_readiness_was_refused_with_holds_until_it_is_asked_for_again() {
+    let limit = ConcurrencyLimit::builder(1).build().unwrap();
+    let mut service = ServiceBuilder::new().layer(AnswerLayer::new()).service(Strict(limit.clone()));
+    let held = limit.try_acquire().unwrap();
+    assert_eq!(service.ready().await.unwrap().call(with_key("x")).await.unwrap().status(), 503);
+    service.ready().await.unwrap();
+    drop(held);
+    assert_eq!(service.ready().await.unwrap().call(with_key("x")).await.unwrap().status(), 200);
 }

@@ -1,8 +1,10 @@
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
 use async_ratelimit::{Guard, KeyedConcurrencyLimit, KeyedRateLimit, Policy, Quota, Reason, Rejection};
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, advance, sleep};
 
 use crate::{ms, settle};
@@ -167,6 +169,31 @@ fn memory_stays_within_its_bound_whatever_the_keys_are() {
         }
     });
     assert!(counted.bytes_max <= bound(100), "{}", counted.bytes_max);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_waited_for_costs_what_is_stated_besides_the_future_of_its_waiter() {
+    const KEYS: usize = 10_000;
+    let quota = Quota::per_hour(1).with_burst(1);
+    let mut future = 0;
+    let counted = allocation_counter::measure(|| {
+        let limit = KeyedRateLimit::<usize>::builder(quota)
+            .with_max_keys(2 * KEYS)
+            .with_queue(10, None)
+            .build()
+            .unwrap();
+        let mut waits = Vec::with_capacity(KEYS);
+        for key in 0..KEYS {
+            limit.try_acquire(&key).unwrap();
+            let limit = limit.clone();
+            let mut wait = Box::pin(unconstrained(async move { limit.acquire(&key).await }));
+            future = size_of_val(&*wait) + size_of_val(&wait);
+            assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            waits.push(wait);
+        }
+    });
+    let own = counted.bytes_max - (KEYS * future) as u64;
+    assert!(own <= (2 * KEYS * 64 + 65_536 + KEYS * 400) as u64, "{}", own / KEYS as u64);
 }
 
 #[tokio::test(start_paused = true)]
