@@ -86,8 +86,9 @@ async fn a_call_is_in_flight_until_it_ends() {
         sleep(ms(50)).await;
         Err::<(), _>(())
     };
-    let mut calls: Vec<Pin<Box<dyn Future<Output = Result<(), Failure<()>>>>>> =
-        vec![Box::pin(retry.call(slow)), Box::pin(retry.call_mut(slow)), Box::pin(hedge.call(slow))];
+    type Call<'c> = Pin<Box<dyn Future<Output = Result<(), Failure<()>>> + 'c>>;
+    let mut calls: [Call<'_>; 3] =
+        [Box::pin(retry.call(slow)), Box::pin(retry.call_mut(slow)), Box::pin(hedge.call(slow))];
     for (n, call) in calls.iter_mut().enumerate() {
         assert!(futures_poll(call.as_mut()).await);
         assert_eq!(budget.available(), (n + 1) as f64);
