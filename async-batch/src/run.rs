@@ -62,6 +62,11 @@ where
     /// }
     /// # }
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// When the gather has begun, that is, was polled: its results so far would be lost.
+    #[track_caller]
     pub fn detailed(self) -> Run<S, W, T, E, Detailed<S::Item>>
     where
         S::Item: Clone,
@@ -83,8 +88,13 @@ where
     ///
     /// Waiting for the next one can be dropped and nothing is lost. Dropping the stream ends the items as dropping the
     /// call does.
+    ///
+    /// # Panics
+    ///
+    /// When the gather has begun, that is, was polled: its results so far would be lost.
+    #[track_caller]
     pub fn stream(self) -> Completed<S, W, T, E, K> {
-        Completed { engine: self.engine, hands_out: PhantomData }
+        Completed { engine: self.engine.not_begun(), hands_out: PhantomData }
     }
 
     /// The items in input order, as a stream.
@@ -95,8 +105,19 @@ where
     /// # Cancel safety
     ///
     /// As [`stream`](Self::stream).
+    ///
+    /// # Panics
+    ///
+    /// As [`stream`](Self::stream).
+    #[track_caller]
     pub fn ordered(self, ahead: usize) -> Ordered<S, W, T, E, K> {
-        Ordered { engine: self.engine, order: self.order, ready: VecDeque::new(), ahead, taken: 0 }
+        Ordered {
+            engine: self.engine.not_begun(),
+            order: self.order,
+            ready: VecDeque::new(),
+            ahead,
+            taken: 0,
+        }
     }
 
     /// Hands each item that ends to `consumer`, one after the other, as they complete, and meanwhile goes on with those
@@ -149,12 +170,16 @@ where
     /// assert_eq!(summary.succeeded, 100);
     /// # }
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`stream`](Self::stream).
     pub async fn for_each<F, Fut>(self, mut consumer: F) -> Summary
     where
         F: FnMut(Settled<T, E, K::Detail>) -> Fut,
         Fut: Future<Output = ()>,
     {
-        let mut engine = self.engine;
+        let mut engine = self.engine.not_begun();
         let mut waiting = VecDeque::new();
         let mut taken = 0;
         let mut busy = pin!(None::<Fut>);
@@ -319,11 +344,11 @@ where
 macro_rules! streams {
     ($($Stream:ident),*) => {$(
         impl<S, W, T, E, K> $Stream<S, W, T, E, K>
-where
-    S: Source,
-    W: Work<S::Item, Value = T, Error = E>,
-    K: Keep<Item = S::Item>,
-{
+        where
+            S: Source,
+            W: Work<S::Item, Value = T, Error = E>,
+            K: Keep<Item = S::Item>,
+        {
             /// The next item, or `None` at the end.
             ///
             /// # Cancel safety
@@ -346,12 +371,7 @@ streams!(Completed, Ordered);
 
 macro_rules! opaque {
     ($($Name:ident),*) => {$(
-        impl<S, W, T, E, K> fmt::Debug for $Name<S, W, T, E, K>
-where
-    S: Source,
-    W: Work<S::Item, Value = T, Error = E>,
-    K: Keep<Item = S::Item>,
-{
+        impl<S, W, T, E, K: Keep> fmt::Debug for $Name<S, W, T, E, K> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($Name)).field("engine", &self.engine).finish_non_exhaustive()
             }

@@ -96,10 +96,18 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
         }
     }
 
+    /// Itself, if it has not begun: what it has collected by then would be lost on another way to its results.
+    #[track_caller]
+    pub(crate) fn not_begun(self) -> Self {
+        assert!(!self.begun, "a gather that has begun can only be awaited to its end");
+        self
+    }
+
     /// The same, with something else kept of each item. Only before it begins.
+    #[track_caller]
     pub(crate) fn keeping<L: Keep<Item = S::Item>>(self) -> Engine<S, W, L> {
-        let source = self.source.expect("a gather that has not begun has its source");
-        Engine::new(self.plan, source, self.work)
+        let Self { plan, source, work, .. } = self.not_begun();
+        Engine::new(plan, source.expect("it has not begun"), work)
     }
 
     pub(crate) const fn core(&self) -> &Core {
@@ -248,7 +256,7 @@ fn budgeted(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Ready(())
 }
 
-impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> fmt::Debug for Engine<S, W, K> {
+impl<S, W, K: Keep> fmt::Debug for Engine<S, W, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("core", &self.core).finish_non_exhaustive()
     }

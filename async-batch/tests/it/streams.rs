@@ -2,14 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::pending;
+use std::future::{Future as _, pending};
 use std::num::NonZeroUsize;
-use std::pin::pin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use async_batch::{Gather, ItemError, Settled, Stopped, streamed};
 use async_policy::testing::drop_at_every_await;
+use futures_util::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout};
@@ -330,4 +333,30 @@ async fn an_endless_stream_gives_way_to_an_outer_time_out() {
     assert!(timeout(Duration::ZERO, endless).await.is_err());
     let endless = Gather::up_to::<8>().run(0_u64.., async |n| Ok::<_, ()>(n)).for_each(async |_| {});
     assert!(timeout(Duration::ZERO, endless).await.is_err());
+}
+
+/// Whose results so far would be lost.
+#[tokio::test]
+async fn a_gather_that_has_begun_is_not_turned_into_another_form() {
+    let begun = || {
+        let mut run = Gather::up_to::<1>().run(0..2, async |n| {
+            tokio::task::yield_now().await;
+            Ok::<u32, ()>(n)
+        });
+        assert!(Pin::new(&mut run).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        run
+    };
+    let refused = |form: &mut dyn FnMut()| {
+        let payload = catch_unwind(AssertUnwindSafe(form)).expect_err("it has begun");
+        assert_eq!(
+            *payload.downcast::<&str>().unwrap(),
+            "a gather that has begun can only be awaited to its end"
+        );
+    };
+    refused(&mut || drop(begun().stream()));
+    refused(&mut || drop(begun().ordered(3)));
+    refused(&mut || drop(begun().detailed()));
+    refused(&mut || {
+        let _ = begun().for_each(async |_| {}).now_or_never();
+    });
 }
