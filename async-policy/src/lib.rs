@@ -22,5 +22,5 @@ pub use policy::{Guard, Policy};
 pub use rejection::{Name, PolicyKind, Reason, Rejection, TimedOut};
 pub use timeout::{Timeout, TimeoutFuture};
 #[cfg(feature = "tower")]
-pub use tower::{TimeoutLayer, TimeoutService};
+pub use tower::{TimeoutLayer, TimeoutResponse, TimeoutService};
 pub use verdict::{ByError, Classify, Outcome, Verdict};

@@ -9,6 +9,8 @@ use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
 use crate::{Guard, Name, Operation, Policy, PolicyError, Start, TimedOut, deadline};
+#[cfg(feature = "tower")]
+use crate::{PolicyKind, Reason, Rejection};
 
 /// Drops an operation that has no answer in time.
 ///
@@ -63,6 +65,16 @@ impl Timeout {
         self.limit
     }
 
+    /// A request that was not started, because the service was not ready in time.
+    #[cfg(feature = "tower")]
+    pub(crate) fn refusal(&self) -> Rejection {
+        let rejection = Rejection::new(PolicyKind::Timeout, Reason::WaitTooLong);
+        match &self.name {
+            Some(name) => rejection.with_name(name.clone()),
+            None => rejection,
+        }
+    }
+
     fn expired<E: PolicyError>(&self) -> E {
         let timed_out = TimedOut::new(self.limit);
         E::from_timed_out(match &self.name {
@@ -78,7 +90,7 @@ impl Policy for Timeout {
         Op: Operation,
         Op::Error: PolicyError,
     {
-        TimeoutFuture::new(Start::new(op), self)
+        TimeoutFuture::new(Start::new(op), self, None)
     }
 }
 
@@ -91,7 +103,7 @@ impl Guard for Timeout {
         T: Send,
         E: PolicyError,
     {
-        TimeoutFuture::new(operation, self)
+        TimeoutFuture::new(operation, self, None)
     }
 }
 
@@ -114,8 +126,8 @@ pin_project! {
 
 impl<F, P> TimeoutFuture<F, P> {
     #[inline]
-    pub(crate) const fn new(future: F, timeout: P) -> Self {
-        Self { future, timer: None, timeout }
+    pub(crate) const fn new(future: F, timeout: P, timer: Option<Sleep>) -> Self {
+        Self { future, timer, timeout }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,6 @@ use async_policy::{Failure, Operation, Outcome, Policy, PolicyError, PolicyKind,
 use async_ratelimit::{ConcurrencyLimit, Quota, RateLimit};
 use async_retry::{Backoff, Retry};
 use async_supervisor::Context;
-use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
@@ -105,7 +105,7 @@ impl Policy for Tally<'_> {
 /// Why one request failed.
 #[derive(Debug)]
 enum FetchError {
-    Status { status: StatusCode, retry_after: Option<Duration> },
+    Status { status: StatusCode, verdict: Verdict },
     Http(reqwest::Error),
 }
 
@@ -123,11 +123,7 @@ impl std::error::Error for FetchError {}
 fn verdict<T>(answer: Result<&T, &FetchError>) -> Verdict {
     match answer {
         Ok(_) => Verdict::Success,
-        Err(FetchError::Status { status: StatusCode::TOO_MANY_REQUESTS, retry_after }) => {
-            Verdict::Throttled { retry_after: *retry_after }
-        }
-        Err(FetchError::Status { status, .. }) if status.is_server_error() => Verdict::Transient,
-        Err(FetchError::Status { .. }) => Verdict::Permanent,
+        Err(FetchError::Status { verdict, .. }) => *verdict,
         Err(FetchError::Http(_)) => Verdict::Transient,
     }
 }
@@ -156,8 +152,7 @@ impl Fetcher {
             }
         }
         let backoff = Backoff::exponential(Duration::from_millis(100)).with_cap(Duration::from_secs(2));
-        let burst = args.rate.get().div_ceil(10);
-        let slots = args.concurrency.saturating_mul(NonZeroU32::new(4).unwrap_or(NonZeroU32::MIN));
+        let burst = args.rate.div_ceil(10);
         let mut hosts = BTreeMap::new();
         for input in run.inputs() {
             let name = input.host();
@@ -170,17 +165,18 @@ impl Fetcher {
             deadline: Instant::now() + args.deadline,
             // Refusals count as attempts too; what ends a hopeless call is the deadline.
             retry: Retry::new(backoff)?.with_max_attempts(NonZeroU32::new(100).unwrap_or(NonZeroU32::MIN)),
-            rate: RateLimit::builder(Quota::per_second(args.rate.get()).with_burst(burst))
+            rate: RateLimit::builder(Quota::per_second(args.rate).with_burst(burst))
                 .with_queue(usize::MAX, Duration::from_millis(750))
                 .with_name("requests per second")
                 .build()?,
-            limit: ConcurrencyLimit::builder(args.concurrency.get())
+            limit: ConcurrencyLimit::builder(args.concurrency)
                 .with_queue(usize::MAX, Duration::from_millis(750))
                 .with_name("requests on the wire")
                 .build()?,
             attempt: Timeout::new(ATTEMPT).with_name("attempt"),
             // More items than requests: an item that waits for its backoff does not keep the others from the wire.
-            gather: Gather::new(slots.try_into()?).with_progress(&run.progress),
+            gather: Gather::new(NonZeroUsize::try_from(4 * args.concurrency as usize)?)
+                .with_progress(&run.progress),
             hosts,
         })
     }
@@ -197,9 +193,8 @@ impl Fetcher {
         let response = self.client.get(url.0.clone()).send().await.map_err(FetchError::Http)?;
         let status = response.status();
         if !status.is_success() {
-            let seconds =
-                response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            return Err(FetchError::Status { status, retry_after: seconds.map(Duration::from_secs) });
+            let verdict = async_retry::http::verdict(status, response.headers());
+            return Err(FetchError::Status { status, verdict });
         }
         let text = response.text().await.map_err(FetchError::Http)?;
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
@@ -264,5 +259,10 @@ pub(crate) async fn all(run: Arc<Run>, fetcher: Arc<Fetcher>, ctx: Context) {
             Ok::<_, std::convert::Infallible>(())
         }
     };
-    let _ = fetcher.gather.run(items, fetch_one).await;
+    let mut fetched = pin!(fetcher.gather.run(items, fetch_one));
+    tokio::select! {
+        _ = &mut fetched => return,
+        () = stop.cancelled() => run.stop(),
+    }
+    let _ = fetched.await;
 }

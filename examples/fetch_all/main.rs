@@ -13,7 +13,6 @@ mod run;
 mod view;
 
 use std::error::Error;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,6 +25,7 @@ use clap::Parser;
 use crate::exchange::Exchange;
 use crate::fetch::Fetcher;
 use crate::input::Input;
+use crate::report::say;
 use crate::run::Run;
 
 /// Fetch a list of named URLs; write results.json and errors.json.
@@ -39,11 +39,11 @@ struct Args {
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
     /// Requests per second, over all hosts
-    #[arg(long, default_value = "60")]
-    rate: NonZeroU32,
+    #[arg(long, default_value = "60", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
     /// Requests on the wire at once, over all hosts
-    #[arg(long, default_value = "16")]
-    concurrency: NonZeroU32,
+    #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    concurrency: u32,
     /// For the whole run, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "45", value_parser = seconds)]
     deadline: Duration,
@@ -59,7 +59,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("not a time above zero".to_owned()),
+        _ => Err("not a time above zero, or too long".to_owned()),
     }
 }
 
@@ -81,11 +81,11 @@ async fn fetch_all(args: Args) -> Result<ExitCode, Boxed> {
         Some(file) => (input::load(file).await?, None),
         None => {
             let exchange = Exchange::start(args.seed).await?;
-            println!(
+            say(format_args!(
                 "no --urls: {} quotes of an embedded server on {}",
                 exchange.inputs().len(),
                 exchange.address()
-            );
+            ));
             (exchange.inputs(), Some(exchange))
         }
     };
@@ -94,7 +94,7 @@ async fn fetch_all(args: Args) -> Result<ExitCode, Boxed> {
     let checkpoint = out("checkpoint.json");
     let run = Arc::new(Run::resume(list, inputs, &checkpoint).await?);
     if run.done() > 0 {
-        println!("resuming: {} of {} were fetched before", run.done(), run.total());
+        say(format_args!("resuming: {} of {} were fetched before", run.done(), run.total()));
     }
 
     let fetcher = Arc::new(Fetcher::new(&args, exchange.as_ref(), &run)?);
@@ -120,15 +120,15 @@ async fn fetch_all(args: Args) -> Result<ExitCode, Boxed> {
     let counts = (results.len(), errors.len());
     out("results.json").save(results).await?;
     save(args.out.join("errors.json"), errors).await?;
-    println!("{}", report::table(&fetcher.hosts()));
-    println!(
+    say(report::table(&fetcher.hosts()));
+    say(format_args!(
         "{} results and {} errors of {} in {}; they took {:.1} s",
         counts.0,
         counts.1,
         run.total(),
         args.out.display(),
         run.elapsed().as_secs_f64()
-    );
+    ));
     match ended.cause {
         Cause::AutoShutdown { .. } => {
             run.forget(&checkpoint).await?;
@@ -138,7 +138,7 @@ async fn fetch_all(args: Args) -> Result<ExitCode, Boxed> {
             Ok(ended.exit_code())
         }
         Cause::Stopped => {
-            println!("interrupted; run it again to fetch the rest");
+            say("interrupted; run it again to fetch the rest");
             Ok(ExitCode::from(130))
         }
         _ => Err(ended.to_string().into()),

@@ -1,11 +1,18 @@
 //! What a person reads at the end.
 
 use std::error::Error;
+use std::fmt;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
 use crate::fetch::Host;
+
+/// A line for whoever still reads; the files are written all the same.
+pub(crate) fn say(line: impl fmt::Display) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
 
 /// An error with all its causes, each said once.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {

@@ -1,6 +1,7 @@
 //! What was fetched so far, and its checkpoint.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,7 @@ pub(crate) struct Run {
     ends: Mutex<Ends>,
     started: Instant,
     pub(crate) progress: Progress,
+    stopping: AtomicBool,
 }
 
 impl Run {
@@ -78,7 +80,14 @@ impl Run {
             .filter_map(|answer| Some((*places.get(answer.name.as_str())?, answer)))
             .collect();
         let ends = Mutex::new(Ends { answers, problems: HashMap::new() });
-        let run = Self { list, inputs, ends, started: Instant::now(), progress: Progress::new() };
+        let run = Self {
+            list,
+            inputs,
+            ends,
+            started: Instant::now(),
+            progress: Progress::new(),
+            stopping: AtomicBool::new(false),
+        };
         run.save(checkpoint).await?;
         Ok(run)
     }
@@ -101,6 +110,15 @@ impl Run {
 
     pub(crate) fn failed(&self) -> usize {
         self.ends().problems.len()
+    }
+
+    /// Nothing more is started.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Relaxed)
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

@@ -19,14 +19,14 @@ fn line(run: &Run, fetcher: &Fetcher) -> String {
         .iter()
         .filter_map(|host| match host.breaker.state() {
             State::Closed => None,
-            state => Some(format!("{} {state:?}", host.name).to_lowercase()),
+            state => Some(format!("{} {state}", host.name)),
         })
         .collect();
     let breakers = if breakers.is_empty() { "all closed".to_owned() } else { breakers.join(", ") };
+    let stopping = if run.is_stopping() { "stopping, once more to abort: " } else { "" };
     format!(
-        "{} on the wire, {} done, {} failed, {retries} retried, {:.0}/s; breakers: {breakers}",
+        "{stopping}{} on the wire, {} failed, {retries} retried, {:.0}/s; breakers: {breakers}",
         fetcher.on_the_wire(),
-        run.done(),
         run.failed(),
         run.progress.snapshot().rate(),
     )
@@ -38,7 +38,7 @@ pub(crate) fn status(run: &Arc<Run>, fetcher: &Arc<Fetcher>, every: Duration) ->
     Child::new("status", move |ctx: Context| {
         let (run, fetcher) = (Arc::clone(&run), Arc::clone(&fetcher));
         async move {
-            let terminal = std::io::stdout().is_terminal();
+            let terminal = std::io::stderr().is_terminal();
             let bar = if terminal { ProgressBar::new(run.total() as u64) } else { ProgressBar::hidden() };
             if let Ok(style) = ProgressStyle::with_template("{elapsed:>4} [{bar:32}] {pos}/{len} {msg}") {
                 bar.set_style(style.progress_chars("=> "));
@@ -51,7 +51,12 @@ pub(crate) fn status(run: &Arc<Run>, fetcher: &Arc<Fetcher>, every: Duration) ->
                     bar.set_position((run.done() + run.failed()) as u64);
                     bar.set_message(line);
                 } else {
-                    println!("{:6.1} s: {line}", run.elapsed().as_secs_f64());
+                    eprintln!(
+                        "{:6.1} s: {} of {}, {line}",
+                        run.elapsed().as_secs_f64(),
+                        run.done(),
+                        run.total()
+                    );
                 }
             }
             bar.finish_and_clear();

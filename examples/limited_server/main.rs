@@ -17,7 +17,6 @@ use axum::Router;
 use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
-use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, Response};
 use tower::ServiceBuilder;
 
@@ -49,25 +48,11 @@ async fn serve() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// How long the server says to stay away.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
-}
-
-/// What the server's answer means: 429 and 503 ask for less, and may say for how long.
+/// What the server's answer means: 429 asks for less, as does a 503 that says for how long.
 fn verdict(answer: std::result::Result<&Response, &reqwest::Error>) -> Verdict {
-    match answer {
-        Ok(response) => match response.status() {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                Verdict::Throttled { retry_after: retry_after(response) }
-            }
-            status if status.is_server_error() => Verdict::Transient,
-            status if status.is_client_error() => Verdict::Permanent,
-            _ => Verdict::Success,
-        },
-        Err(_) => Verdict::Transient,
-    }
+    answer.map_or(Verdict::Transient, |response| {
+        async_retry::http::verdict(response.status(), response.headers())
+    })
 }
 
 /// What became of somebody's requests.
@@ -94,7 +79,7 @@ impl Tally {
             StatusCode::TOO_MANY_REQUESTS => {
                 self.told_to_wait += 1;
                 self.told_again += u32::from(self.refused_last);
-                let wait = retry_after(response).unwrap_or_default();
+                let wait = async_retry::http::retry_after(response.headers()).unwrap_or_default();
                 let (shortest, longest) = self.waits.unwrap_or((wait, wait));
                 self.waits = Some((shortest.min(wait), longest.max(wait)));
             }

@@ -2,8 +2,11 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::time::Duration;
 
-use async_policy::{Deadline, Failure, PolicyError, Timeout, TimeoutLayer};
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use async_policy::{
+    Deadline, Failure, PolicyError, PolicyKind, Reason, Timeout, TimeoutLayer, TimeoutService,
+};
+use tower::limit::ConcurrencyLimit;
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 async fn slow(millis: u64) -> Result<u64, Infallible> {
     tokio::time::sleep(Duration::from_millis(millis)).await;
@@ -55,4 +58,118 @@ async fn its_deadline_reaches_the_services_inside() {
         }),
     );
     assert_eq!(service.ready().await.unwrap().call(()).await, Ok(Some(100)));
+}
+
+type Limited<S> = TimeoutService<ConcurrencyLimit<S>>;
+
+/// A time-out of 100 ms over tower's limit of one call at a time.
+fn limited() -> Limited<impl Service<u64, Response = u64, Error = Failure<Infallible>, Future: Send> + Clone>
+{
+    let service = service_fn(async |millis| slow(millis).await.map_err(Failure::Operation));
+    TimeoutLayer::new(Timeout::from_millis(100).with_name("all")).layer(ConcurrencyLimit::new(service, 1))
+}
+
+/// Takes the one permit for so long, from now on.
+async fn busy_for(
+    millis: u64,
+    service: &(impl Service<u64, Error = Failure<Infallible>> + Clone + Send + 'static),
+) -> tokio::task::JoinHandle<()> {
+    let mut service = service.clone();
+    assert!(service.ready().await.is_ok());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        drop(service);
+    })
+}
+
+fn since(start: tokio::time::Instant) -> u128 {
+    start.elapsed().as_millis()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_readiness_is_timed_too() {
+    let service = limited();
+    let busy = busy_for(10_000, &service).await;
+    let start = tokio::time::Instant::now();
+    let failure = service.oneshot(1).await.unwrap_err();
+    let rejection = failure.rejection().unwrap();
+    assert_eq!((rejection.policy(), rejection.reason()), (PolicyKind::Timeout, Reason::WaitTooLong));
+    assert_eq!((rejection.name(), since(start)), (Some("all"), 100));
+    busy.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_gets_what_the_wait_has_left() {
+    let service = limited();
+    for (takes, answer) in [(30, Some(90)), (70, None)] {
+        busy_for(60, &service).await;
+        let start = tokio::time::Instant::now();
+        let answered = service.clone().oneshot(takes).await;
+        assert_eq!((answered.ok().is_some(), since(start)), (answer.is_some(), answer.unwrap_or(100)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_between_readiness_and_call_is_nobodys_wait() {
+    let mut service = limited();
+    busy_for(60, &service).await;
+    service.ready().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let start = tokio::time::Instant::now();
+    let failure = service.call(1000).await.unwrap_err();
+    assert_eq!((failure.timed_out().unwrap().limit(), since(start)), (Duration::from_millis(100), 40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_after_a_wait_that_was_given_up_has_its_time() {
+    let mut service = limited();
+    busy_for(90, &service).await;
+    assert!(tokio::time::timeout(Duration::from_millis(50), service.ready()).await.is_err());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(service.ready().await.unwrap().call(90).await, Ok(90));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_refused_is_asked_again() {
+    let mut service = limited();
+    busy_for(150, &service).await;
+    // The answer is a refusal, whether it is asked for once or twice.
+    service.ready().await.unwrap();
+    assert!(service.ready().await.unwrap().call(1).await.unwrap_err().rejection().is_some());
+    assert_eq!(service.ready().await.unwrap().call(10).await, Ok(10));
+
+    busy_for(150, &service).await;
+    service.ready().await.unwrap();
+    // By now it is ready: nobody waits any more.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(service.ready().await.unwrap().call(90).await, Ok(90));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zero_limit_waits_for_no_readiness() {
+    let service = limited();
+    busy_for(10, &service).await;
+    let start = tokio::time::Instant::now();
+    let none = TimeoutLayer::new(Timeout::from_millis(0)).layer(service);
+    let failure = none.oneshot(1).await.unwrap_err();
+    assert_eq!((failure.rejection().unwrap().reason(), since(start)), (Reason::WaitTooLong, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_deadline_is_in_force_where_the_service_inside_gets_ready() {
+    struct Asks(Option<Duration>);
+    impl Service<()> for Asks {
+        type Response = Duration;
+        type Error = Failure<Infallible>;
+        type Future = std::future::Ready<Result<Duration, Self::Error>>;
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+            self.0 = Deadline::current().map(Deadline::remaining);
+            std::task::Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            std::future::ready(Ok(self.0.unwrap()))
+        }
+    }
+    let asks = TimeoutLayer::new(Timeout::from_millis(100)).layer(Asks(None));
+    assert_eq!(asks.oneshot(()).await, Ok(Duration::from_millis(100)));
 }

@@ -2,11 +2,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use async_circuit::{CircuitBreakerLayer, State};
+use async_circuit::{CircuitBreakerLayer, Mode, State};
 use async_policy::{PolicyError, Timeout, TimeoutLayer};
-use async_ratelimit::{ConcurrencyLimit, ConcurrencyLimitLayer};
+use async_ratelimit::{ConcurrencyLimit, ConcurrencyLimitLayer, Quota, RateLimit, RateLimitLayer};
 use async_retry::RetryLayer;
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::closures::{breaker, every};
@@ -123,6 +123,31 @@ async fn a_full_limit_inside_does_not_open_the_breaker() {
     assert_eq!((breaker.state(), breaker.snapshot().failures), (State::Closed, 0));
     drop(held);
     assert_eq!(service.clone().oneshot(7).await.unwrap(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_outside_holds_for_a_full_limit_inside() {
+    let (backend, breaker) = (Backend::default(), breaker());
+    let limit = ConcurrencyLimit::builder(1).with_queue(16, None).build().unwrap();
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(Timeout::from_millis(100)))
+        .layer(RetryLayer::new(every(Duration::ZERO, 2)))
+        .layer(CircuitBreakerLayer::new(breaker.clone()))
+        .layer(RateLimitLayer::new(RateLimit::builder(Quota::per_second(10)).build().unwrap()))
+        .layer(ConcurrencyLimitLayer::new(limit.clone()))
+        .layer(TimeoutLayer::new(Timeout::from_millis(50)))
+        .service(backend.service());
+    let held = limit.try_acquire().unwrap();
+    for (mode, waits) in [(Mode::Automatic, 100), (Mode::ForcedOpen, 0)] {
+        breaker.set_mode(mode);
+        let start = Instant::now();
+        let refused = service.clone().oneshot(1).await.unwrap_err();
+        assert!(refused.rejection().is_some(), "{refused}");
+        assert_eq!((start.elapsed().as_millis(), limit.waiting()), (waits, 0));
+    }
+    breaker.set_mode(Mode::Automatic);
+    drop(held);
+    assert_eq!(service.oneshot(7).await.unwrap(), 7);
 }
 
 #[tokio::test]
