@@ -19,7 +19,8 @@ use crate::{carry, limits};
 impl JsonFile {
     /// Replaces the file, or makes it. Readers see the old content or the new, never a mixture.
     ///
-    /// The value is turned into JSON, and dropped, on the blocking pool; an `Arc` (serde's `rc` feature) shares it.
+    /// The value is turned into JSON, and dropped, on the blocking pool; an `Arc` (serde's `rc` feature) shares it. What was there need be
+    /// neither JSON nor readable.
     ///
     /// # Errors
     ///
