@@ -13,6 +13,8 @@ mod timeout;
 #[cfg(feature = "tower")]
 mod tower;
 mod verdict;
+#[cfg(feature = "serde")]
+pub mod written;
 
 pub use config::ConfigError;
 pub use deadline::{Deadline, DeadlineScope};

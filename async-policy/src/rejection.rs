@@ -72,6 +72,24 @@ pub enum PolicyKind {
     Custom,
 }
 
+impl PolicyKind {
+    /// As one word, for metrics and logs: `circuit_breaker`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CircuitBreaker => "circuit_breaker",
+            Self::ConcurrencyLimit => "concurrency_limit",
+            Self::RateLimit => "rate_limit",
+            Self::Retry => "retry",
+            Self::Hedge => "hedge",
+            Self::Timeout => "timeout",
+            Self::Batch => "batch",
+            Self::File => "file",
+            Self::Custom => "custom",
+        }
+    }
+}
+
 impl fmt::Display for PolicyKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -136,6 +154,26 @@ impl Reason {
         Self::ShutDown,
         Self::Custom,
     ];
+
+    /// As one word, for metrics and logs: `circuit_open`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CircuitOpen => "circuit_open",
+            Self::ForcedOpen => "forced_open",
+            Self::ProbesTaken => "probes_taken",
+            Self::RampingUp => "ramping_up",
+            Self::LimitReached => "limit_reached",
+            Self::QueueFull => "queue_full",
+            Self::TooManyKeys => "too_many_keys",
+            Self::WaitTooLong => "wait_too_long",
+            Self::DeadlineTooClose => "deadline_too_close",
+            Self::ExceedsCapacity => "exceeds_capacity",
+            Self::BudgetSpent => "budget_spent",
+            Self::ShutDown => "shut_down",
+            Self::Custom => "custom",
+        }
+    }
 
     /// Whether the same call may be let in later, though nobody can say when: a retry may then wait its own backoff.
     #[must_use]

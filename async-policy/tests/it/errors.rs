@@ -209,3 +209,15 @@ fn a_classifier_is_a_function_or_the_errors_own_word() {
     assert_eq!(by_status.classify(answer), Some(Verdict::Transient));
     assert_eq!(ByError.classify(answer), None);
 }
+
+#[test]
+fn kinds_and_reasons_have_a_word_each() {
+    let kinds =
+        [PolicyKind::CircuitBreaker, PolicyKind::ConcurrencyLimit, PolicyKind::RateLimit, PolicyKind::File];
+    assert_eq!(kinds.map(PolicyKind::as_str), ["circuit_breaker", "concurrency_limit", "rate_limit", "file"]);
+    let reasons = [Reason::CircuitOpen, Reason::DeadlineTooClose, Reason::BudgetSpent, Reason::ShutDown];
+    assert_eq!(
+        reasons.map(Reason::as_str),
+        ["circuit_open", "deadline_too_close", "budget_spent", "shut_down"]
+    );
+}

@@ -7,3 +7,5 @@ mod send;
 mod timeout;
 #[cfg(feature = "tower")]
 mod tower;
+#[cfg(feature = "serde")]
+mod written;
