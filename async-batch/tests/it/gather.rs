@@ -230,6 +230,27 @@ async fn items_that_wait_are_not_polled_in_vain_when_the_budget_is_used_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn items_are_not_begun_in_vain_when_those_before_used_up_the_budget() {
+    let polls = Cell::new(0);
+    let item = |n: u32| {
+        let mut work = Box::pin(async move {
+            tokio::task::consume_budget().await;
+            sleep(ms(5)).await;
+            Ok::<_, ()>(n)
+        });
+        let polls = &polls;
+        poll_fn(move |cx| {
+            polls.set(polls.get() + 1);
+            work.as_mut().poll(cx)
+        })
+    };
+    let outcomes = Gather::up_to::<1000>().run(0..1000, item).await;
+    assert_eq!(outcomes.values().len(), 1000);
+    // At most once a turn of some 120 items: the one whose first step takes the last of the budget.
+    assert!(polls.get() < 2 * 1000 + 10, "{}", polls.get());
+}
+
+#[tokio::test(start_paused = true)]
 async fn begun_in_one_task_it_goes_on_in_another() {
     let mut run = Gather::up_to::<40>().run(0..100_u64, async |n| {
         tokio::time::sleep(ms(1 + n % 7)).await;
