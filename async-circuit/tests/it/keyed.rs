@@ -218,6 +218,28 @@ async fn many_threads_make_one_breaker_for_a_key() {
     assert_eq!(hosts.len(), 50);
 }
 
+/// Both find none and make one; the second to come back takes what the first has made.
+#[test]
+fn two_who_make_the_same_key_at_the_same_moment_share_one() {
+    for max in [1, 64] {
+        let both = std::sync::Barrier::new(2);
+        let hosts = builder().build_keyed::<u64>(NonZeroUsize::new(max).unwrap()).unwrap();
+        let hosts = hosts.with_names(move |key| {
+            if *key == 7 {
+                both.wait();
+            }
+            "host".into()
+        });
+        hosts.get(&1);
+        let breakers = std::thread::scope(|scope| {
+            [scope.spawn(|| hosts.get(&7)), scope.spawn(|| hosts.get(&7))].map(|made| made.join().unwrap())
+        });
+        breakers[0].try_acquire().unwrap().failure();
+        assert!(breakers[1].try_acquire().is_err());
+        assert_eq!(hosts.len(), max.min(2));
+    }
+}
+
 /// Random uses, against a plain map of what must not be forgotten.
 #[tokio::test(start_paused = true)]
 async fn whatever_happens_no_refusing_breaker_is_forgotten_and_no_more_than_allowed_are_held() {
