@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_policy::testing::drop_at_every_await;
-use async_policy::{PolicyKind, Reason, Timeout};
+use async_policy::{Deadline, PolicyKind, Reason, Timeout};
 use async_retry::{
     AttemptOutcome, Backoff, Budget, Event, Failure, Hedge, Operation, Policy, Rejection, Retry, StopReason,
     Verdict,
@@ -207,6 +207,10 @@ async fn a_hedge_that_could_only_start_after_the_deadline_is_not_started() {
     };
     let failure = (Timeout::from_millis(100), Hedge::after(ms(150))).call(&op).await.unwrap_err();
     assert!(matches!(failure, Failure::TimedOut(_)));
+    assert_eq!(count.swap(0, Relaxed), 1);
+    // Also where nothing ends the call at its deadline.
+    let deadline = Deadline::after(ms(100)).unwrap();
+    assert_eq!(deadline.scope(Hedge::after(ms(150)).call(&op)).await, Ok(()));
     assert_eq!(count.load(Relaxed), 1);
 }
 
