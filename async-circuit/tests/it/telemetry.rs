@@ -114,14 +114,19 @@ async fn transitions_are_told_at_warn_and_info_and_calls_at_debug() {
         })
         .finish();
     let _default = tracing::subscriber::set_default(subscriber);
-    tracing::callsite::rebuild_interest_cache();
-    let breaker = quick();
-    breaker.try_acquire().unwrap().failure();
-    drop(breaker.try_acquire().unwrap());
-    breaker.try_acquire().unwrap().failure();
-    breaker.try_acquire().unwrap_err();
-    advance(Duration::from_secs(1)).await;
-    breaker.try_acquire().unwrap().success();
+    // Twice: other tests, which nobody listens to, may be just passing a place for the first time and then have it remembered as
+    // silent. By the second time all places are known.
+    for _ in 0..2 {
+        tracing::callsite::rebuild_interest_cache();
+        lines.0.lock().unwrap().clear();
+        let breaker = quick();
+        breaker.try_acquire().unwrap().failure();
+        drop(breaker.try_acquire().unwrap());
+        breaker.try_acquire().unwrap().failure();
+        breaker.try_acquire().unwrap_err();
+        advance(Duration::from_secs(1)).await;
+        breaker.try_acquire().unwrap().success();
+    }
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let told: Vec<_> = text.lines().filter_map(|line| line.split_once(" async_circuit")).collect();
     let levels: Vec<_> = told.iter().map(|(level, _)| level.trim()).collect();
