@@ -5,11 +5,11 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ::serde::de::{Error as _, Visitor};
+use ::serde::de::Error as _;
 use ::serde::ser::Error as _;
 use ::serde::{Deserialize, Deserializer, Serialize, Serializer};
 use async_policy::ConfigError;
-use humantime_serde::re::humantime::{format_duration, parse_duration};
+use async_policy::written::Text;
 
 use crate::backoff::{Curve, DEFAULT_BASE, Shape};
 use crate::budget::Kind;
@@ -31,76 +31,14 @@ macro_rules! fields {
 
 mod hedge;
 
-/// A number, a truth value or a text.
-#[derive(Clone)]
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-
-        impl Visitor<'_> for Any {
-            type Value = Text;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number, a truth value or a text")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_owned()))
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Text, E> {
-                Ok(Text(value.to_string()))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Text, E> {
-                Ok(Text(value.to_string()))
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Text, E> {
-                Ok(Text(value.to_string()))
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Text, E> {
-                Ok(Text(value.to_string()))
-            }
-        }
-
-        deserializer.deserialize_any(Any)
-    }
-}
-
-impl Serialize for Text {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if let Ok(value) = self.0.parse::<u64>() {
-            serializer.serialize_u64(value)
-        } else if let Ok(value) = self.0.parse::<f64>() {
-            serializer.serialize_f64(value)
-        } else if let Ok(value) = self.0.parse::<bool>() {
-            serializer.serialize_bool(value)
-        } else {
-            serializer.serialize_str(&self.0)
-        }
-    }
-}
-
 type Field = Option<Text>;
 
 fn text(value: impl fmt::Display) -> Field {
-    Some(Text(value.to_string()))
-}
-
-fn duration_text(duration: Duration) -> Field {
-    text(format_duration(duration))
+    Some(Text::new(value))
 }
 
 fn duration(field: &'static str, text: &Field) -> Result<Option<Duration>, ConfigError> {
-    let Some(Text(text)) = text else { return Ok(None) };
-    match parse_duration(text) {
-        Ok(duration) => Ok(Some(duration)),
-        Err(_) => Err(ConfigError::new(field, text, "a duration such as \"250ms\"")),
-    }
+    text.as_ref().map(|text| text.duration(field)).transpose()
 }
 
 fn parsed<T: FromStr>(
@@ -108,8 +46,7 @@ fn parsed<T: FromStr>(
     text: &Field,
     expected: &'static str,
 ) -> Result<Option<T>, ConfigError> {
-    let Some(Text(text)) = text else { return Ok(None) };
-    text.parse().map(Some).map_err(|_| ConfigError::new(field, text, expected))
+    text.as_ref().map(|text| text.parse(field, expected)).transpose()
 }
 
 fn required<T>(field: &'static str, value: Option<T>, expected: &'static str) -> Result<T, ConfigError> {
@@ -118,7 +55,7 @@ fn required<T>(field: &'static str, value: Option<T>, expected: &'static str) ->
 
 /// A field that the chosen kind does not have.
 fn unused(field: &'static str, text: &Field, expected: &'static str) -> Result<(), ConfigError> {
-    text.as_ref().map_or(Ok(()), |Text(text)| Err(ConfigError::new(field, text, expected)))
+    text.as_ref().map_or(Ok(()), |text| Err(ConfigError::new(field, text.as_str(), expected)))
 }
 
 fields! {
@@ -135,7 +72,7 @@ const JITTERS: [(&str, Jitter); 4] = [
 
 impl RawBackoff {
     fn build(&self) -> Result<Backoff, ConfigError> {
-        let kind = self.kind.as_ref().map_or("exponential", |Text(kind)| kind);
+        let kind = self.kind.as_ref().map_or("exponential", Text::as_str);
         let base = duration("backoff.base", &self.base)?.unwrap_or(DEFAULT_BASE);
         let step = duration("backoff.step", &self.step)?;
         let factor = parsed("backoff.factor", &self.factor, "a finite number of at least 1")?;
@@ -168,8 +105,8 @@ impl RawBackoff {
         if let Some(cap) = duration("backoff.cap", &self.cap)? {
             backoff = backoff.with_cap(cap);
         }
-        if let Some(Text(name)) = &self.jitter {
-            let jitter = JITTERS.iter().find(|(known, _)| known == name);
+        if let Some(name) = self.jitter.as_ref().map(Text::as_str) {
+            let jitter = JITTERS.iter().find(|(known, _)| *known == name);
             let expected = "none, full, equal or decorrelated";
             let (_, jitter) = jitter.ok_or_else(|| ConfigError::new("backoff.jitter", name, expected))?;
             backoff = backoff.with_jitter(*jitter);
@@ -181,7 +118,7 @@ impl RawBackoff {
     fn of(backoff: &Shape) -> Result<Self, &'static str> {
         let (kind, step, factor) = match &backoff.curve {
             Curve::Constant => ("constant", None, None),
-            Curve::Linear { step } => ("linear", duration_text(step.get()), None),
+            Curve::Linear { step } => ("linear", Some(Text::of(step.get())), None),
             Curve::Exponential { factor } => ("exponential", None, text(factor)),
             Curve::Fibonacci => ("fibonacci", None, None),
             Curve::Custom => return Err("delays of your own cannot be written down"),
@@ -189,10 +126,10 @@ impl RawBackoff {
         let jitter = JITTERS.iter().find(|(_, jitter)| *jitter == backoff.jitter);
         Ok(Self {
             kind: text(kind),
-            base: duration_text(backoff.base.get()),
+            base: Some(Text::of(backoff.base.get())),
             step,
             factor,
-            cap: duration_text(backoff.cap.get()),
+            cap: Some(Text::of(backoff.cap.get())),
             jitter: jitter.and_then(|(name, _)| text(name)),
         })
     }
@@ -206,7 +143,7 @@ fields! {
 
 impl RawBudget {
     fn build(&self) -> Result<Budget, ConfigError> {
-        let kind = self.kind.as_ref().map_or("token_bucket", |Text(kind)| kind);
+        let kind = self.kind.as_ref().map_or("token_bucket", Text::as_str);
         let own: &[&str] = match kind {
             "aws_standard" => &[],
             "token_bucket" => &["budget.capacity", "budget.cost", "budget.timeout_cost"],
@@ -289,7 +226,7 @@ impl RawRetry {
     fn build(&self) -> Result<Retry, ConfigError> {
         let backoff = self.backoff.as_ref().map_or_else(|| Ok(Backoff::default()), RawBackoff::build)?;
         let mut retry = Retry::new(backoff)?;
-        if self.max_attempts.as_ref().is_some_and(|Text(text)| text == "unlimited") {
+        if self.max_attempts.as_ref().is_some_and(|text| text.as_str() == "unlimited") {
             retry = retry.with_unlimited_attempts();
         } else {
             let expected = "a whole number of at least 1, or \"unlimited\"";
@@ -325,8 +262,8 @@ impl RawRetry {
                 Some(max) => text(max),
                 None => text("unlimited"),
             },
-            max_elapsed: retry.more().max_elapsed.and_then(duration_text),
-            attempt_timeout: retry.attempt_timeout().and_then(duration_text),
+            max_elapsed: retry.more().max_elapsed.map(Text::of),
+            attempt_timeout: retry.attempt_timeout().map(Text::of),
             wait_for_refusals: text(retry.limits.wait_for_refusals),
             backoff: Some(RawBackoff::of(&retry.limits.backoff)?),
             budget: retry.more().budget.as_ref().map(RawBudget::of),

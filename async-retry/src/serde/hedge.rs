@@ -3,8 +3,9 @@ use std::num::NonZeroU32;
 use ::serde::de::Error as _;
 use ::serde::{Deserialize, Deserializer, Serialize, Serializer};
 use async_policy::ConfigError;
+use async_policy::written::Text;
 
-use super::{RawBudget, Text, duration, duration_text, parsed, required, text, unused};
+use super::{RawBudget, duration, parsed, required, text, unused};
 use crate::Hedge;
 use crate::hedge::Delay;
 
@@ -49,10 +50,10 @@ impl RawHedge {
             ..Self::default()
         };
         match &hedge.config.delay {
-            Delay::Fixed(delay) => Self { delay: duration_text(*delay), ..raw },
+            Delay::Fixed(delay) => Self { delay: Some(Text::of(*delay)), ..raw },
             Delay::Tracked(latencies) => Self {
                 percentile: text(latencies.percentile()),
-                initial: duration_text(latencies.initial()),
+                initial: Some(Text::of(latencies.initial())),
                 ..raw
             },
         }
