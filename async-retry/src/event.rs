@@ -6,6 +6,10 @@ use async_policy::{Name, Outcome, Verdict};
 
 use crate::StopReason;
 
+/// What events are filtered by: the crate, not the module they happen to come from.
+#[cfg(feature = "tracing")]
+const TARGET: &str = "async_retry";
+
 /// How one attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -147,25 +151,25 @@ impl Watch {
         let name = self.name.as_deref();
         match event {
             Event::Attempted { attempt, outcome } => {
-                tracing::trace!(name, attempt, outcome = outcome.as_str(), "attempt ended");
+                tracing::trace!(target: TARGET, name, attempt, outcome = outcome.as_str(), "attempt ended");
             }
             Event::Scheduled { attempt, delay } => {
-                tracing::debug!(name, attempt, ?delay, "retrying");
+                tracing::debug!(target: TARGET, name, attempt, ?delay, "retrying");
             }
             Event::GaveUp { attempts, reason: reason @ (StopReason::Permanent | StopReason::Ignored) } => {
-                tracing::debug!(name, attempts, reason = reason.as_str(), "gave up");
+                tracing::debug!(target: TARGET, name, attempts, reason = reason.as_str(), "gave up");
             }
             Event::GaveUp { attempts, reason } => {
-                tracing::warn!(name, attempts, reason = reason.as_str(), "gave up");
+                tracing::warn!(target: TARGET, name, attempts, reason = reason.as_str(), "gave up");
             }
             Event::Hedged { attempt } => {
-                tracing::debug!(name, attempt, "hedging");
+                tracing::debug!(target: TARGET, name, attempt, "hedging");
             }
             Event::HedgeWithheld { attempt } => {
-                tracing::debug!(name, attempt, "hedge withheld: budget spent");
+                tracing::debug!(target: TARGET, name, attempt, "hedge withheld: budget spent");
             }
             Event::Aborted { attempt } => {
-                tracing::trace!(name, attempt, "attempt aborted");
+                tracing::trace!(target: TARGET, name, attempt, "attempt aborted");
             }
         }
     }
