@@ -158,6 +158,8 @@ impl fmt::Display for Event {
             EventKind::Started { attempt, .. } => write!(f, ": started (attempt {attempt})"),
             EventKind::Exited { exit, .. } => write!(f, ": {exit}"),
             EventKind::Restarting { delay, .. } => write!(f, ": restarting in {:?}", whole(*delay)),
+            // What follows is told by the exit.
+            EventKind::Aborted { .. } => f.write_str(": being aborted"),
             EventKind::HealthChanged { health: Health::Degraded(why), .. } => write!(f, ": degraded: {why}"),
             EventKind::HealthChanged { health: Health::Healthy, .. } => f.write_str(": healthy"),
             EventKind::TaskFailed { task, exit, .. } => write!(f, ": task `{task}` {exit}"),

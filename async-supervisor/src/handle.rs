@@ -4,7 +4,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::shared::{Halt, Message, Reply, Shared};
+use crate::shared::{Halt, Message, Nest, Reply, Shared};
 use crate::state::Verb;
 use crate::{Cause, Child, CommandError, Events, Report, Snapshot, Stalls, StartError};
 
@@ -40,7 +40,7 @@ impl Handle {
         let nested = self.shared.nested().clone();
         let mut below = Vec::new();
         let mut snapshot = self.shared.core().snapshot(Instant::now(), |index, key| {
-            below.extend(nested.get(&key).map(|handle| (index, handle)));
+            below.extend(nested.get(&key).and_then(Nest::supervisor).map(|handle| (index, handle)));
         });
         // One supervisor after the other, each under its own lock only.
         for (index, handle) in below {
@@ -69,7 +69,7 @@ impl Handle {
     #[must_use]
     pub fn supervisor(&self, name: &str) -> Option<Handle> {
         let key = self.shared.core().children.find(name)?;
-        self.shared.nested().get(&key).cloned()
+        self.shared.nested().get(&key).and_then(Nest::supervisor).cloned()
     }
 
     async fn tell(&self, message: impl FnOnce(Reply) -> Message) -> Result<(), CommandError> {

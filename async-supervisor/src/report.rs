@@ -32,7 +32,8 @@ pub struct Report {
     pub supervisor: Arc<str>,
     /// Why.
     pub cause: Cause,
-    /// Children that did not end in time, and were aborted. In the order in which that was done.
+    /// Children that did not end in time, and were aborted, in the order in which that was done; those below by their path (`feeds/acme`),
+    /// and of [tracked tasks](crate::Tasks::child) each that was aborted too (`mails/invoice`).
     pub aborted: Vec<Arc<str>>,
     /// Children that did not end even then, because they block their thread: they may still run.
     pub leaked: Vec<Arc<str>>,

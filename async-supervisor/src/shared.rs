@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -11,9 +11,10 @@ use crate::context::Run;
 use crate::event::Hub;
 use crate::poll;
 use crate::state::{Core, Key, Verb};
+use crate::tasks::Owner;
 use crate::watchdog::Watchdog;
 use crate::worker::{bury, shielded};
-use crate::{Child, CommandError, Context, Event, EventKind, Exit, Handle, Report, TaskFailure};
+use crate::{Child, CommandError, Context, Event, EventKind, Exit, Handle, Report, TaskFailure, Tasks};
 
 /// What the supervisor's loop is told.
 ///
@@ -65,6 +66,22 @@ pub(crate) struct Below {
     pub(crate) failed: Vec<(Arc<str>, Exit)>,
 }
 
+/// What is below a child that is more than one run.
+#[derive(Clone)]
+pub(crate) enum Nest {
+    Supervisor(Handle),
+    Tasks(Weak<Owner>),
+}
+
+impl Nest {
+    pub(crate) const fn supervisor(&self) -> Option<&Handle> {
+        match self {
+            Self::Supervisor(handle) => Some(handle),
+            Self::Tasks(_) => None,
+        }
+    }
+}
+
 /// Where the answer to a command goes, and its place in the queue until it is carried out.
 pub(crate) struct Reply {
     pub(crate) answer: oneshot::Sender<Result<(), CommandError>>,
@@ -94,7 +111,7 @@ pub(crate) struct Shared {
     /// Which halts have been told.
     halts: AtomicU8,
     pub(crate) progress: watch::Sender<Progress>,
-    nested: Mutex<HashMap<Key, Handle>>,
+    nested: Mutex<HashMap<Key, Nest>>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) watchdog: Option<Arc<Watchdog>>,
 }
@@ -140,16 +157,36 @@ impl Shared {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn nested(&self) -> MutexGuard<'_, HashMap<Key, Handle>> {
+    pub(crate) fn nested(&self) -> MutexGuard<'_, HashMap<Key, Nest>> {
         self.nested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the supervisor that is this child, if it is one.
-    pub(crate) fn halt_below(&self, key: Key, how: Halt) -> bool {
-        self.nested().get(&key).inspect(|handle| handle.shared().halt(how)).is_some()
+    /// Notes what is below a child from now on.
+    pub(crate) fn nest(&self, key: Key, nest: Nest) {
+        // Dropped after the lock.
+        let _before = self.nested().insert(key, nest);
     }
 
-    /// Lets go of a child that is a supervisor.
+    fn below(&self, key: Key) -> Option<Nest> {
+        self.nested().get(&key).cloned()
+    }
+
+    /// Tells what is below this child, if something is.
+    pub(crate) fn halt_below(&self, key: Key, how: Halt) -> bool {
+        match self.below(key) {
+            None => return false,
+            Some(Nest::Supervisor(handle)) => handle.shared().halt(how),
+            Some(Nest::Tasks(tasks)) => {
+                if let (Halt::Force, Some(tasks)) = (how, Tasks::upgrade(&tasks)) {
+                    tasks.close();
+                    tasks.abort_all();
+                }
+            }
+        }
+        true
+    }
+
+    /// Lets go of what is below a child.
     pub(crate) fn forget(&self, key: Key) {
         // Dropped after the lock.
         let _gone = self.nested().remove(&key);
@@ -160,8 +197,13 @@ impl Shared {
         let stuck = self.core().leaked();
         let mut leaked = Vec::new();
         for (key, name) in stuck {
-            let below = self.nested().get(&key).cloned();
-            let below = below.map_or_else(Vec::new, |below| below.shared().leaked());
+            let below = match self.below(key) {
+                None => Vec::new(),
+                Some(Nest::Supervisor(handle)) => handle.shared().leaked(),
+                Some(Nest::Tasks(tasks)) => {
+                    Tasks::upgrade(&tasks).map_or_else(Vec::new, |tasks| tasks.names())
+                }
+            };
             leaked.extend(below.iter().map(|child| Arc::from(format!("{name}/{child}"))));
             if below.is_empty() {
                 leaked.push(name);

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::error::check_name;
 use crate::runner::{Guard, Runner};
-use crate::shared::Shared;
+use crate::shared::{Nest, Shared};
 use crate::state::{Config, Core};
 use crate::watchdog::Watchdog;
 use crate::worker::{Launch, spawn};
@@ -268,7 +268,7 @@ impl Launch for Nested {
 
     fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
         let (handle, runner) = self.0.prepare(self.0.children.clone(), Some(ctx.clone()));
-        ctx.run.shared.nested().insert(ctx.run.key, handle);
+        ctx.run.shared.nest(ctx.run.key, Nest::Supervisor(handle));
         Some(spawn(async move { runner.run().await.exit() }, guard))
     }
 }

@@ -3,18 +3,21 @@ use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_policy::{Deadline, PolicyKind, Reason, Rejection};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::runner::Guard;
+use crate::shared::Nest;
 #[cfg(feature = "tracing")]
 use crate::worker::shielded;
-use crate::worker::{CatchUnwind, IntoExit};
+use crate::worker::{CatchUnwind, IntoExit, Launch, spawn};
 use crate::{Child, Context, Exit};
 
 /// A tracked task that failed, panicked, or was aborted.
@@ -72,7 +75,7 @@ pub struct Tasks {
 }
 
 #[derive(Debug)]
-struct Owner(Arc<Inner>);
+pub(crate) struct Owner(Arc<Inner>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
@@ -171,11 +174,13 @@ impl Tasks {
     {
         let inner = self.inner();
         let tracked = inner.tracker.token();
-        if inner.tracker.is_closed() {
-            return Err(self.refuse(Reason::ShutDown));
-        }
         let (id, abort) = {
             let mut state = inner.state();
+            // Under the lock: what is let in is aborted by an abort that comes after the close.
+            if inner.tracker.is_closed() {
+                drop(state);
+                return Err(self.refuse(Reason::ShutDown));
+            }
             state.spawned += 1;
             let id = state.spawned;
             state.live.insert(id, Arc::clone(&task));
@@ -338,46 +343,72 @@ impl Tasks {
         report
     }
 
+    /// The tasks, if somebody still holds them.
+    pub(crate) fn upgrade(owner: &Weak<Owner>) -> Option<Self> {
+        owner.upgrade().map(|owner| Self { owner })
+    }
+
     /// Makes a child that looks after these tasks: each failure becomes an [`EventKind::TaskFailed`](crate::EventKind::TaskFailed), and snapshots
     /// show as the child's last error how many there were, the first and the last. Who needs each of them listens to the events, or has the
     /// feature `tracing`. When it is stopped it takes no more tasks and waits for those that run;
-    /// what fails then is in the [report](crate::Report::failed). If it is aborted because they take too long, so are they. Started again, it takes tasks again.
+    /// what fails then is in the [report](crate::Report::failed). If it is aborted because they take too long, so are they, and the report
+    /// [names](crate::Report::aborted) them: `mails/invoice`. It has ended when all of them have; one that blocks its thread is
+    /// [leaked](crate::Report::leaked), by its name too. Started again, it takes tasks again.
     /// It has no heartbeat: one is refused when the supervisor is started.
     pub fn child(&self) -> Child {
         let name = Arc::clone(&self.inner().name);
-        let mut child = Child::with(name, self.clone(), async |ctx: Context, tasks: Tasks| {
-            tasks.reopen();
-            ctx.ready();
-            let abort = AbortOnDrop(&tasks);
-            let mut failed = 0;
-            let mut first: Option<Arc<str>> = None;
-            let mut report = |failure: TaskFailure| {
-                failed += 1;
-                let text = match &first {
-                    None => Arc::clone(first.insert(failure.to_string().into())),
-                    Some(first) => format!("{failed} tasks failed: first {first}; last {failure}").into(),
-                };
-                ctx.run.shared.task_failed(&ctx.run, text, failure);
-            };
-            while let Some(failure) = ctx.token().run_until_cancelled(tasks.next_failure()).await {
-                // Closed by somebody else: nothing comes until it is stopped.
-                let Some(failure) = failure else {
-                    ctx.cancelled().await;
-                    break;
-                };
-                report(failure);
-            }
-            tasks.close();
-            while let Some(failure) = tasks.next_failure().await {
-                report(failure);
-            }
-            std::mem::forget(abort);
-        });
+        let mut child = Child::launching(name, Arc::new(Drain(self.clone())));
         child.rules().mute = true;
         child
     }
+
+    /// Reports what fails until it is told to stop, and then until no task is left.
+    async fn look_after(&self, ctx: &Context) -> Exit {
+        let _abort = AbortOnDrop(self);
+        ctx.ready();
+        let mut failed = 0;
+        let mut first: Option<Arc<str>> = None;
+        let mut report = |failure: TaskFailure| {
+            failed += 1;
+            let text = match &first {
+                None => Arc::clone(first.insert(failure.to_string().into())),
+                Some(first) => format!("{failed} tasks failed: first {first}; last {failure}").into(),
+            };
+            ctx.run.shared.task_failed(&ctx.run, text, failure);
+        };
+        while let Some(failure) = ctx.token().run_until_cancelled(self.next_failure()).await {
+            // Closed by somebody else: nothing comes until it is stopped.
+            let Some(failure) = failure else {
+                ctx.cancelled().await;
+                break;
+            };
+            report(failure);
+        }
+        self.close();
+        let mut exit = Exit::Completed;
+        while let Some(failure) = self.next_failure().await {
+            if let Exit::Aborted = failure.exit {
+                exit = Exit::Aborted;
+            }
+            report(failure);
+        }
+        exit
+    }
 }
 
+/// Runs as a child that looks after tasks.
+struct Drain(Tasks);
+
+impl Launch for Drain {
+    fn launch(self: Arc<Self>, ctx: Context, guard: Guard) -> Option<AbortHandle> {
+        // Before anything can be told to this run.
+        self.0.reopen();
+        ctx.run.shared.nest(ctx.run.key, Nest::Tasks(Arc::downgrade(&self.0.owner)));
+        Some(spawn(async move { self.0.look_after(&ctx).await }, guard))
+    }
+}
+
+/// With the runtime of the supervisor the tasks end too.
 struct AbortOnDrop<'t>(&'t Tasks);
 
 impl Drop for AbortOnDrop<'_> {

@@ -58,14 +58,14 @@ impl Runner {
                     self.blamed.push((Arc::clone(&unit.child.name), *exit));
                 }
             }
-            // A supervisor is not aborted: it is told to abort what is below it.
+            // Supervisors and tracked tasks are not aborted: they are told to abort what is below them.
             Action::Abort { key } => {
                 if !self.shared.halt_below(key, Halt::Force) {
                     self.abort(key);
                 }
             }
             Action::Note { key, note: Note::Stuck } => {
-                // What a supervisor has leaked would be forgotten with it.
+                // What is leaked below would be forgotten with it.
                 if !self.shared.nested().contains_key(&key) {
                     self.abort(key);
                 }

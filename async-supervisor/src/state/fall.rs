@@ -2,7 +2,7 @@
 
 use super::{
     Action, Arc, AutoShutdown, Cause, CommandError, Core, Deferred, End, Exit, Group, Instant, Key, Note,
-    Phase, Restart, Stage, State, Strategy, Why,
+    Phase, Restart, Shutdown, Stage, State, Strategy, Why,
 };
 use crate::MeltDown;
 
@@ -212,8 +212,12 @@ impl Core {
         let down = self.is_stopping();
         let Some(child) = self.children.get_mut(key).filter(|child| child.epoch == epoch) else { return };
         child.last_error = Some(error);
-        if down {
-            self.failed.push((name, exit));
+        match exit {
+            _ if !down => {}
+            // As asked for.
+            Exit::Aborted if child.rules.shutdown == Shutdown::Abort => {}
+            Exit::Aborted => self.aborted.push(name),
+            exit => self.failed.push((name, exit)),
         }
     }
 }

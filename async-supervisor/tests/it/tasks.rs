@@ -7,7 +7,7 @@ use async_supervisor::{EventKind, Exit, Shutdown, Supervisor, Tasks};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use crate::common::{Bomb, secs, settle, up};
+use crate::common::{Bomb, Gate, ms, secs, settle, up};
 
 fn tasks(limit: usize) -> Tasks {
     Tasks::new("jobs", NonZeroUsize::new(limit).unwrap())
@@ -217,4 +217,86 @@ async fn who_waits_for_a_place_is_refused_when_the_tasks_are_closed() {
     tokio::select! { biased; _ = &mut next => panic!(), () = settle() => {} }
     tasks.close();
     assert_eq!(next.await.unwrap_err().reason(), Reason::ShutDown);
+}
+
+/// A task that never ends.
+async fn hang(tasks: &Tasks, name: &str) {
+    tasks.spawn(name, std::future::pending::<()>()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_that_had_to_be_aborted_are_in_the_report_by_name_and_so_is_what_fails_meanwhile() {
+    let tasks = tasks(8);
+    let child = tasks.child().with_shutdown(Shutdown::Timeout(secs(1)));
+    let s = up(Supervisor::one_for_one().with_name("root").with_child(child)).await;
+    let mut events = s.events();
+    hang(&tasks, "hang-1").await;
+    hang(&tasks, "hang-2").await;
+    let bomb = async {
+        let _bomb = Bomb;
+        std::future::pending::<()>().await;
+    };
+    tasks.spawn("bomb", bomb).await.unwrap();
+    settle().await;
+    let report = s.stop().await;
+    let mut aborted = report.aborted.clone();
+    aborted[1..].sort();
+    assert_eq!(aborted, ["jobs".into(), "jobs/hang-1".into(), "jobs/hang-2".into()]);
+    assert!(report.leaked.is_empty() && !report.is_clean(), "{report}");
+    let failed: Vec<_> = report.failed.iter().map(|(name, exit)| format!("{name} {exit}")).collect();
+    assert_eq!(failed, ["jobs/bomb panicked: in drop"]);
+    let mut told = Vec::new();
+    while let Some(event) = events.recv().await {
+        if event.kind.child().is_some() {
+            told.push(event.to_string());
+        }
+    }
+    // What is done to the child reads otherwise than what it ends with.
+    assert_eq!(told.first().unwrap(), "root/jobs: being aborted");
+    assert_eq!(told.last().unwrap(), "root/jobs: aborted");
+    told[1..4].sort();
+    assert_eq!(
+        told[1..4],
+        [
+            "root/jobs: task `bomb` panicked: in drop",
+            "root/jobs: task `hang-1` aborted",
+            "root/jobs: task `hang-2` aborted"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_that_are_to_be_aborted_at_once_are_no_fault_in_the_report() {
+    let tasks = tasks(8);
+    let child = tasks.child().with_shutdown(Shutdown::Abort);
+    let s = up(Supervisor::one_for_one().with_child(child)).await;
+    hang(&tasks, "hang").await;
+    let started = Instant::now();
+    let report = s.stop().await;
+    assert!(report.is_clean() && tasks.is_empty(), "{report}");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    assert_eq!(tasks.try_spawn("late", async {}).unwrap_err().reason(), Reason::ShutDown);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_task_that_blocks_its_thread_is_named_as_leaked_and_nothing_is_started_beside_it() {
+    let (gate, tasks) = (Gate::closed(), tasks(8));
+    let sub = Supervisor::one_for_one()
+        .with_name("sub")
+        .with_abort_grace(ms(1))
+        .with_child(tasks.child().with_shutdown(Shutdown::Timeout(ms(1))));
+    let s = Supervisor::one_for_one().with_child(sub.into_child()).start().await.unwrap();
+    let (bar, (begun, has_begun)) = (gate.bar(), oneshot::channel());
+    let block = async move {
+        begun.send(()).unwrap();
+        bar.wait();
+    };
+    tasks.spawn("block", block).await.unwrap();
+    has_begun.await.unwrap();
+    let sub = s.supervisor("sub").unwrap();
+    let refused = sub.restart_child("jobs").await;
+    assert_eq!(refused, Err(async_supervisor::CommandError::WouldNotStop("jobs".into())));
+    let report = s.stop().await;
+    assert_eq!(report.leaked, ["sub/jobs/block".into()], "{report}");
+    gate.open();
 }
