@@ -120,7 +120,8 @@ pub struct Report<T, E> {
 }
 
 impl<T, E> Report<T, E> {
-    /// The attempts, in order.
+    /// The attempts, in order; also those that an inner policy [`Refused`](AttemptOutcome::Refused): they did not start the operation, but
+    /// count as [attempts](crate::Retry::with_max_attempts).
     #[must_use]
     pub fn attempts(&self) -> &[AttemptReport<T, E>] {
         &self.attempts

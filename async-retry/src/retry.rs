@@ -21,7 +21,7 @@ pub const DEFAULT_MAX_ATTEMPTS: NonZeroU32 = NonZeroU32::new(3).unwrap();
 /// backoff's delay, or the server's hint where it gave one (below). A refusal by an inner policy
 /// (an open breaker) is waited for if it says how long and that is within the cap, plus the backoff's jitter, so that not
 /// all who were refused come back at once. One that does not say, but [may pass](async_policy::Reason::may_pass), is tried again after
-/// the backoff's delay. Any other ends the call.
+/// the backoff's delay. Any other ends the call. A refusal uses up [an attempt](Self::with_max_attempts) as an answer does.
 ///
 /// A server's hint (`Throttled { retry_after }`) replaces the delay: exactly, without jitter, as
 /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md) has it (a server that wants its clients spread gives
@@ -139,6 +139,11 @@ impl Retry {
     }
 
     /// How often the operation is started at most, the first time included.
+    ///
+    /// An attempt that an inner policy refused is used up too, though it did not start the operation: the bound holds where nothing else
+    /// bounds the call. Of 3 attempts with one refusal the operation sees two, and the call may end with
+    /// [`StopReason::Attempts`]. Where a breaker or a limit inside is to be waited for, give attempts generously, and bound the call by
+    /// [`with_max_elapsed`](Self::with_max_elapsed) or by a time-out outside.
     #[must_use]
     pub fn with_max_attempts(self, attempts: NonZeroU32) -> Self {
         self.limit(|limits| limits.max_attempts = Some(attempts))
@@ -168,6 +173,9 @@ impl Retry {
     }
 
     /// Whether a refusal by an inner policy that may pass is waited for (the default), or ends the call.
+    ///
+    /// Each refusal that is waited for uses up one of the [attempts](Self::with_max_attempts): give them generously where a breaker or a
+    /// limit inside is to be waited for, and bound the call by [`with_max_elapsed`](Self::with_max_elapsed) or by a time-out outside.
     #[must_use]
     pub fn with_wait_for_refusals(self, wait: bool) -> Self {
         self.limit(|limits| limits.wait_for_refusals = wait)

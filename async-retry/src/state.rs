@@ -77,7 +77,7 @@ pub enum StopReason {
     Permanent,
     /// The verdict was to ignore the outcome.
     Ignored,
-    /// All attempts are used.
+    /// All attempts are used, those that an inner policy refused among them.
     Attempts,
     /// The next attempt would start after the time the call may take in all.
     Elapsed,

@@ -141,6 +141,30 @@ async fn a_refusal_is_waited_for_if_it_says_how_long_and_an_earlier_answer_stand
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_uses_up_an_attempt_and_a_bound_in_time_is_the_one_for_waiting() {
+    let ms = Duration::from_millis;
+    // It answers at 0, its breaker refuses at 100 and is open until 150, and from then on it answers again.
+    let outage = |retry: Retry| async move {
+        let (ran, began) = (AtomicU32::new(0), Instant::now());
+        let op = async || {
+            let open = ms(150).saturating_sub(began.elapsed());
+            if ran.load(Relaxed) == 1 && !open.is_zero() {
+                let refused = Rejection::new(PolicyKind::CircuitBreaker, Reason::CircuitOpen);
+                return Err::<(), _>(Failure::from(refused.with_retry_after(open)));
+            }
+            ran.fetch_add(1, Relaxed);
+            Err(Failure::Operation("down"))
+        };
+        let (result, report) = retry.execute_with_report(op).await;
+        assert_eq!(result, Err(Failure::Operation("down")));
+        (ran.into_inner(), report.attempts().len(), report.stopped())
+    };
+    assert_eq!(outage(every(100)).await, (2, 3, Some(StopReason::Attempts)));
+    let generous = every(100).with_max_attempts(attempts(100)).with_max_elapsed(ms(460));
+    assert_eq!(outage(generous).await, (5, 6, Some(StopReason::Elapsed)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outer_timeout_fires_on_time_over_a_retry_that_never_yields() {
     let retry = Retry::new(Backoff::none()).unwrap().with_max_attempts(attempts(u32::MAX));
     // One that sets no deadline the retry could ask.
