@@ -76,11 +76,13 @@ impl fmt::Debug for Listener {
 ///
 /// Opens at 50 % failures of the last 100 calls, once there were 20; stays open for 30 s; then one probe decides,
 /// within 60 s; no ramp afterwards; automatic; unnamed; no listener.
+///
+/// With the `serde` feature it is [read from a configuration](crate#configuration) and written to one.
 #[must_use = "a builder does nothing until built"]
 #[derive(Clone, Debug, Default)]
 pub struct CircuitBreakerBuilder {
-    name: Option<Name>,
-    config: Config,
+    pub(crate) name: Option<Name>,
+    pub(crate) config: Config,
 }
 
 impl CircuitBreakerBuilder {
@@ -179,18 +181,23 @@ impl CircuitBreakerBuilder {
 
 impl Config {
     fn checked(self) -> Result<Arc<Self>, ConfigError> {
+        self.check()?;
+        Ok(Arc::new(self))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         self.trip.check()?;
         self.open_for.check()?;
         if let Recovery::FailureRate(rate) = self.recovery
             && !is_rate(rate)
         {
-            return Err(ConfigError::new("recovery.rate", rate, RATE));
+            return Err(ConfigError::new("recovery.failure_rate", rate, RATE));
         }
         for (field, time) in [("half_open_limit", Some(self.half_open_limit)), ("ramp", self.ramp)] {
             if time.is_some_and(|time| time.is_zero()) {
                 return Err(ConfigError::new(field, "0s", "a time above zero"));
             }
         }
-        Ok(Arc::new(self))
+        Ok(())
     }
 }

@@ -8,6 +8,8 @@ mod meter;
 mod open_time;
 mod permit;
 mod policy;
+#[cfg(feature = "serde")]
+mod serde;
 mod snapshot;
 mod state;
 mod sync;

@@ -25,10 +25,10 @@ type Choose = dyn Fn(&Snapshot) -> Duration + Send + Sync;
 #[must_use = "an open time does nothing until given to a builder"]
 #[derive(Clone)]
 pub struct OpenTime {
-    base: Duration,
-    cap: Duration,
-    factor: f64,
-    jitter: f64,
+    pub(crate) base: Duration,
+    pub(crate) cap: Duration,
+    pub(crate) factor: f64,
+    pub(crate) jitter: f64,
     choose: Option<Arc<Choose>>,
 }
 

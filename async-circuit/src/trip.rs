@@ -113,7 +113,11 @@ impl Trip {
 
     fn check(&self) -> Result<(), ConfigError> {
         if !is_rate(self.rate) {
-            return Err(ConfigError::new("trip.rate", self.rate, RATE));
+            let field = match self.bad {
+                Bad::Failed => "trip.failure_rate",
+                Bad::SlowerThan(_) => "trip.slow_rate",
+            };
+            return Err(ConfigError::new(field, self.rate, RATE));
         }
         match self.window {
             Window::OfLast(calls) if calls.get() > MAX_WINDOW => {

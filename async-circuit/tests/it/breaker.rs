@@ -362,11 +362,11 @@ fn what_makes_no_sense_is_refused_with_the_field_and_the_value() {
     for (rate, value) in [(0.0, "0"), (f64::NAN, "NaN"), (1.5, "1.5"), (-1.0, "-1")] {
         let trip = Trip::consecutive_failures(NonZeroU32::MIN).or(Trip::failure_rate(rate));
         let error = CircuitBreaker::builder().with_trip(trip).build().unwrap_err().to_string();
-        assert_eq!(error, format!("invalid `trip.rate`: {value}; {RATE}"));
+        assert_eq!(error, format!("invalid `trip.failure_rate`: {value}; {RATE}"));
     }
     assert_eq!(
         error(|b| b.with_recovery(Recovery::FailureRate(2.0))),
-        format!("invalid `recovery.rate`: 2; {RATE}")
+        format!("invalid `recovery.failure_rate`: 2; {RATE}")
     );
     assert_eq!(
         error(|b| b.with_open_for(Duration::ZERO)),

@@ -5,6 +5,8 @@ mod cancel;
 mod control;
 mod events;
 mod keyed;
+#[cfg(feature = "serde")]
+mod serde;
 mod stampede;
 #[cfg(any(feature = "tracing", feature = "metrics"))]
 mod telemetry;
