@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
-use tokio::task::coop::unconstrained;
+use tokio::task::coop::{has_budget_remaining, unconstrained};
 use tokio::time::{Instant, Sleep};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -57,6 +57,8 @@ pub struct TimeoutService<S> {
 #[derive(Debug)]
 enum Wait {
     None,
+    /// It began when the task's budget was spent, which is most likely all it waits for: if not, the timer is armed in the next poll.
+    Yields,
     /// Boxed because a service is not pinned; only who waits pays for it.
     Timed(Pin<Box<Sleep>>),
     /// It is over, and leaves so much to the call.
@@ -73,7 +75,12 @@ impl<S> TimeoutService<S> {
     #[cold]
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let left = match self.wait {
-            Wait::None => self.timeout.limit(),
+            Wait::None if !has_budget_remaining() => {
+                self.wait = Wait::Yields;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Wait::None | Wait::Yields => self.timeout.limit(),
             Wait::Left(left) => left,
             Wait::Timed(_) | Wait::TooLong => Duration::ZERO,
         };
@@ -99,7 +106,7 @@ impl<S> TimeoutService<S> {
                 left => Wait::Left(left),
             },
             Wait::Left(left) => Wait::Left(*left),
-            Wait::None | Wait::TooLong => Wait::None,
+            Wait::None | Wait::Yields | Wait::TooLong => Wait::None,
         };
     }
 }
@@ -125,7 +132,7 @@ where
         let entered = match &self.wait {
             Wait::Timed(timer) => deadline::enter_at(timer.deadline()),
             Wait::Left(left) => deadline::enter_within(*left),
-            Wait::None | Wait::TooLong => deadline::enter_within(self.timeout.limit()),
+            Wait::None | Wait::Yields | Wait::TooLong => deadline::enter_within(self.timeout.limit()),
         };
         let polled = self.inner.poll_ready(cx);
         drop(entered);
@@ -148,7 +155,7 @@ where
                     return TimeoutResponse { state };
                 }
                 Wait::Left(left) => timer = Some(tokio::time::sleep(left)),
-                Wait::None | Wait::Timed(_) => {}
+                Wait::None | Wait::Yields | Wait::Timed(_) => {}
             }
         }
         let future = TimeoutFuture::new(self.inner.call(request), self.timeout.clone(), timer);

@@ -1,10 +1,12 @@
 use std::convert::Infallible;
 use std::error::Error;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_policy::{
     Deadline, Failure, PolicyError, PolicyKind, Reason, Timeout, TimeoutLayer, TimeoutService,
 };
+use tokio::task::coop::poll_proceed;
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
@@ -162,9 +164,9 @@ async fn its_deadline_is_in_force_where_the_service_inside_gets_ready() {
         type Response = Duration;
         type Error = Failure<Infallible>;
         type Future = std::future::Ready<Result<Duration, Self::Error>>;
-        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
             self.0 = Deadline::current().map(Deadline::remaining);
-            std::task::Poll::Ready(Ok(()))
+            Poll::Ready(Ok(()))
         }
         fn call(&mut self, (): ()) -> Self::Future {
             std::future::ready(Ok(self.0.unwrap()))
@@ -172,4 +174,58 @@ async fn its_deadline_is_in_force_where_the_service_inside_gets_ready() {
     }
     let asks = TimeoutLayer::new(Timeout::from_millis(100)).layer(Asks(None));
     assert_eq!(asks.oneshot(()).await, Ok(Duration::from_millis(100)));
+}
+
+/// Ready for a budget of the task, and never if `stuck`.
+struct Spends {
+    stuck: bool,
+}
+
+impl Service<()> for Spends {
+    type Response = ();
+    type Error = Failure<Infallible>;
+    type Future = std::future::Ready<Result<(), Self::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        loop {
+            ready!(poll_proceed(cx)).made_progress();
+            if !self.stuck {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        std::future::ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_for_others_in_the_task_is_no_wait() {
+    let timeout = TimeoutLayer::new(Timeout::from_millis(0));
+    let mut service = TimeoutLayer::new(Timeout::from_millis(100)).layer(Spends { stuck: false });
+    for _ in 0..1000 {
+        service.ready().await.unwrap().call(()).await.unwrap();
+    }
+    // With no time at all as well.
+    let mut service = timeout.layer(Spends { stuck: false });
+    for _ in 0..1000 {
+        service.ready().await.unwrap().call(()).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_spends_every_budget_is_not_waited_for_for_ever() {
+    let service = TimeoutLayer::new(Timeout::from_millis(100)).layer(Spends { stuck: true });
+    // The clock stands still while somebody is busy: it is moved by hand.
+    let mut call = tokio::spawn(service.oneshot(()));
+    tokio::select! {
+        biased;
+        answer = &mut call => assert!(answer.unwrap().unwrap_err().rejection().is_some()),
+        () = async {
+            for _ in 0..300 {
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+        } => panic!("it still waits"),
+    }
 }
