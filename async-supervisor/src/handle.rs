@@ -191,7 +191,8 @@ impl Handle {
         self.shared.halt(Halt::Stop);
     }
 
-    /// Aborts all children that are still there, at once. Does not wait.
+    /// Asks all children that are still there to end, out of turn, and a moment later aborts those that have not, the last first: after the
+    /// [abort grace](crate::Supervisor::with_abort_grace), or a second if that is shorter. Does not wait.
     pub fn force_stop(&self) {
         self.shared.halt(Halt::Force);
     }

@@ -58,6 +58,8 @@ pub(crate) enum Halt {
     /// The time of the stop above is nearly over.
     Hurry,
     Force,
+    /// The time of the stop above is over.
+    Abort,
 }
 
 #[derive(Default)]
@@ -177,7 +179,7 @@ impl Shared {
             None => return false,
             Some(Nest::Supervisor(handle)) => handle.shared().halt(how),
             Some(Nest::Tasks(tasks)) => {
-                if let (Halt::Force, Some(tasks)) = (how, Tasks::upgrade(&tasks)) {
+                if let (Halt::Abort, Some(tasks)) = (how, Tasks::upgrade(&tasks)) {
                     tasks.close();
                     tasks.abort_all();
                 }

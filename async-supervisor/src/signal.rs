@@ -47,8 +47,8 @@ const SAME: Duration = Duration::from_millis(500);
 
 impl Running {
     /// Runs until SIGINT or SIGTERM (elsewhere: Ctrl-C) and then stops all children in order, or until the supervisor ends by
-    /// itself. A second signal aborts what is still there; one within 500 ms of the first is the same, since some
-    /// (`timeout`, a terminal, a service manager) signal the process and its group.
+    /// itself. A second signal [forces](crate::Handle::force_stop) the stop: all that is left is asked to end at once, and aborted a moment later. One
+    /// within 500 ms of the first is the same, since some (`timeout`, a terminal, a service manager) signal the process and its group.
     ///
     /// Until it is polled, signals do what they did before: end the process. To stop in order during a long start-up too,
     /// [`spawn`](crate::Supervisor::spawn) the supervisor rather than [`start`](crate::Supervisor::start) it.

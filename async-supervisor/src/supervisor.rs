@@ -113,7 +113,7 @@ impl Supervisor {
         self
     }
 
-    /// How long a stop may take in all. Then whatever is left is aborted, all at once.
+    /// How long a stop may take in all. Then whatever is left is aborted, all at once, the last first.
     ///
     /// So that nobody is aborted unasked, all that is left is asked to end, out of turn, the [abort grace](Self::with_abort_grace) before
     /// that (half of a budget that is shorter than twice the grace).

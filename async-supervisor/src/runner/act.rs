@@ -60,7 +60,7 @@ impl Runner {
             }
             // Supervisors and tracked tasks are not aborted: they are told to abort what is below them.
             Action::Abort { key } => {
-                if !self.shared.halt_below(key, Halt::Force) {
+                if !self.shared.halt_below(key, Halt::Abort) {
                     self.abort(key);
                 }
             }

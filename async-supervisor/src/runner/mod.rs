@@ -237,6 +237,7 @@ impl Runner {
             Message::Halt(Halt::Stop) => self.shared.core().stop(now),
             Message::Halt(Halt::Hurry) => self.shared.core().hurry(now),
             Message::Halt(Halt::Force) => self.shared.core().force(now),
+            Message::Halt(Halt::Abort) => self.shared.core().abort_all(now),
             Message::Below(below) => {
                 // Otherwise it is no part of a stop of this one.
                 if self.shared.core().is_stopping() {

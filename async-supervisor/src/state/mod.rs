@@ -307,7 +307,7 @@ impl Core {
             self.hurry(now);
         }
         if self.budget_ends.is_some_and(|at| at <= now) {
-            self.force(now);
+            self.abort_all(now);
         }
         while let Some(key) = self.timers.pop(&self.children, now) {
             self.due(now, key);

@@ -6,6 +6,9 @@ use super::{
 };
 use crate::MeltDown;
 
+/// What is left at a forced stop has no longer than this to end.
+const LAST_CALL: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Core {
     /// Stops all children in reverse order, then ends.
     pub(crate) fn stop(&mut self, now: Instant) {
@@ -17,19 +20,49 @@ impl Core {
     pub(crate) fn hurry(&mut self, now: Instant) {
         self.begin_down(now, Cause::Stopped);
         self.hurries = None;
+        if self.is_stopping() && !self.forced {
+            self.ask_all(now);
+            self.advance(now);
+        }
+    }
+
+    /// As at the end of a budget: asks all that is left to end, and aborts what is still there a grace later.
+    pub(crate) fn force(&mut self, now: Instant) {
+        self.hurry(now);
+        if self.is_stopping() && !self.forced {
+            let ends = now.checked_add(self.config.abort_grace.min(LAST_CALL));
+            self.budget_ends = [self.budget_ends, ends].into_iter().flatten().min();
+        }
+    }
+
+    /// Aborts all that is still there, at once.
+    pub(crate) fn abort_all(&mut self, now: Instant) {
+        self.begin_down(now, Cause::Stopped);
         if !self.is_stopping() || self.forced {
             return;
         }
-        self.stops.clear();
-        let left = self.children.iter().filter(|(_, c)| c.state.is_alive() && !c.state.is_stuck());
-        let left: Vec<_> = left.map(|(key, _)| key).collect();
-        for key in left.into_iter().rev() {
-            self.begin_stop(now, key, Why::Sequence);
-            if self.children.get(key).is_some_and(|child| child.rules.supervisor) {
-                self.actions.push(Action::Hurry { key });
-            }
+        self.forced = true;
+        (self.budget_ends, self.hurries) = (None, None);
+        self.current = None;
+        for key in self.ask_all(now) {
+            self.abort(now, key);
         }
         self.advance(now);
+    }
+
+    /// Asks all that is left, in reverse order; tells who that is.
+    fn ask_all(&mut self, now: Instant) -> Vec<Key> {
+        self.stops.clear();
+        let left = self.children.iter().filter(|(_, c)| c.state.is_alive() && !c.state.is_stuck());
+        let mut left: Vec<_> = left.map(|(key, _)| key).collect();
+        left.reverse();
+        for key in &left {
+            self.begin_stop(now, *key, Why::Sequence);
+            if self.children.get(*key).is_some_and(|child| child.rules.supervisor) {
+                self.actions.push(Action::Hurry { key: *key });
+            }
+        }
+        left
     }
 
     /// The runtime is gone, and with it all that ran on it.
@@ -41,36 +74,11 @@ impl Core {
         }
     }
 
-    /// Aborts all that is still there, at once.
-    pub(crate) fn force(&mut self, now: Instant) {
-        self.begin_down(now, Cause::Stopped);
-        if !self.is_stopping() || self.forced {
-            return;
-        }
-        self.forced = true;
-        (self.budget_ends, self.hurries) = (None, None);
-        self.current = None;
-        let left = self.children.iter().filter(|(_, c)| c.state.is_alive()).map(|(key, _)| key);
-        let left: Vec<_> = std::mem::take(&mut self.stops).into_iter().chain(left).collect();
-        for key in left {
-            self.abort(now, key);
-        }
-        self.advance(now);
-    }
-
-    /// Aborts the child, if that has not been done.
+    /// Aborts a child that has been asked to end, if that has not been done.
     pub(super) fn abort(&mut self, now: Instant, key: Key) {
         let (grace, down) = (self.config.abort_grace, self.is_stopping());
         let Some(child) = self.children.get_mut(key) else { return };
-        let why = match child.state {
-            State::Stopping { stage: Stage::Aborted | Stage::Stuck, .. } => return,
-            State::Stopping { why, .. } => why,
-            state if state.is_alive() => {
-                self.actions.push(Action::Cancel { key });
-                Why::Sequence
-            }
-            _ => return,
-        };
+        let State::Stopping { why, stage: Stage::Asked } = child.state else { return };
         child.state = State::Stopping { why, stage: Stage::Aborted };
         let due = child.grace(grace).and_then(|grace| now.checked_add(grace));
         if down {

@@ -100,18 +100,45 @@ async fn the_snapshot_is_served_while_it_stops() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_forced_stop_aborts_all_at_once_whatever_their_time() {
+async fn a_forced_stop_asks_all_and_aborts_a_moment_later_those_that_do_not_end_the_last_first() {
+    struct Left(Log, String);
+    impl Drop for Left {
+        fn drop(&mut self) {
+            self.0.line(&self.1);
+        }
+    }
+    let log = Log::new();
     let deaf = |name: &str| {
-        Child::new(name, async |_: Context| std::future::pending::<()>().await).with_shutdown(Shutdown::Wait)
+        let worker = async |ctx: Context, log: Log| {
+            let _left = Left(log, ctx.name().to_owned());
+            std::future::pending::<()>().await;
+        };
+        Child::with(name, log.clone(), worker).with_shutdown(Shutdown::Wait)
     };
-    let s = up(Supervisor::one_for_one().with_children([deaf("a"), deaf("b")])).await;
+    let store = log.child_with("store", ms(50));
+    let s = up(Supervisor::one_for_one().with_children([store, deaf("b"), deaf("c")])).await;
+    log.take();
     s.request_stop();
     sleep(Duration::from_secs(3600)).await;
     let started = Instant::now();
     s.force_stop();
     let report = s.wait().await;
-    assert_eq!((report.aborted.len(), report.leaked.len()), (2, 0));
-    assert_eq!(started.elapsed(), Duration::ZERO);
+    // The store waited for its turn, and closes.
+    assert_eq!(log.take(), "-store c b");
+    assert_eq!(report.aborted, ["c".into(), "b".into()]);
+    let took = started.elapsed();
+    assert!((ms(100)..ms(105)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_stop_does_not_take_a_long_abort_grace() {
+    let deaf = deaf("deaf");
+    let s = up(Supervisor::one_for_one().with_abort_grace(Duration::MAX).with_child(deaf)).await;
+    let started = Instant::now();
+    s.force_stop();
+    assert_eq!(s.wait().await.aborted, ["deaf".into()]);
+    let took = started.elapsed();
+    assert!((ms(1000)..ms(1005)).contains(&took), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +152,7 @@ async fn the_budget_holds_for_the_whole_stop() {
     let report = s.stop().await;
     let took = started.elapsed();
     assert!((ms(450)..ms(455)).contains(&took), "{took:?}");
-    assert_eq!(report.aborted, ["a".into(), "b".into()]);
+    assert_eq!(report.aborted, ["b".into(), "a".into()]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -289,5 +316,5 @@ async fn a_budget_shorter_than_the_grace_leaves_half_of_it_to_those_whose_turn_h
         deaf("deaf"),
     ]);
     let report = up(s).await.stop().await;
-    assert_eq!(report.aborted, ["b".into(), "deaf".into()], "{report}");
+    assert_eq!(report.aborted, ["deaf".into(), "b".into()], "{report}");
 }

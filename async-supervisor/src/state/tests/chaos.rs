@@ -23,6 +23,7 @@ enum Chaos {
     Stop,
     Hurry,
     Force,
+    Abort,
 }
 
 fn chaos() -> impl Strategy<Value = Chaos> {
@@ -37,6 +38,7 @@ fn chaos() -> impl Strategy<Value = Chaos> {
         1 => Just(Chaos::Stop),
         1 => Just(Chaos::Hurry),
         1 => Just(Chaos::Force),
+        1 => Just(Chaos::Abort),
     ]
 }
 
@@ -132,6 +134,10 @@ proptest! {
                 }
                 Chaos::Force => {
                     world.core.force(world.now);
+                    world.act();
+                }
+                Chaos::Abort => {
+                    world.core.abort_all(world.now);
                     world.act();
                 }
             }

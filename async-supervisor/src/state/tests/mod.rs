@@ -329,7 +329,7 @@ fn the_budget_ends_a_stop() {
     assert_eq!((world.cancelled.len(), world.aborted.len()), (3, 0));
     world.pass(Duration::from_millis(100));
     assert_eq!(world.aborted.len(), 3);
-    assert_eq!(world.core.aborted.len(), 3);
+    assert_eq!(world.core.aborted, ["c".into(), "b".into(), "a".into()]);
     for name in ["a", "b", "c"] {
         world.exit(world.key(name).unwrap(), End::Abnormal);
     }
