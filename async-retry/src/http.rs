@@ -76,6 +76,9 @@ pub fn verdict(status: StatusCode, headers: &HeaderMap) -> Verdict {
 
 /// The classifier of a tower layer over HTTP responses: [`verdict`], and errors by their own
 /// [`verdict`](PolicyError::verdict).
+///
+/// For [`http::Response`]. Where a client's response is a type of its own (reqwest), give the layer a closure that asks [`verdict`]: the
+/// [front page](crate#shapes) has it in full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByStatus;
 

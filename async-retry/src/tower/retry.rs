@@ -15,9 +15,10 @@ use crate::{Reported, Retry};
 
 /// [`Retry`] as a tower layer.
 ///
-/// Three things are asked of the service inside, and a missing one shows as "trait bounds were not satisfied" where the service is
-/// called: it is `Clone` (each attempt polls the clone that it calls); its error can carry a refusal ([`PolicyError`]: lift a foreign one
-/// with tower's own `map_err`); its requests are `Clone`, or repeated [as you say](Self::with_try_clone).
+/// Three things are asked of the service inside. It is `Clone` (each attempt polls the clone that it calls); its error can carry a refusal
+/// ([`PolicyError`]: lift a foreign one with tower's own `map_err`); its requests are `Clone`, or repeated
+/// [as you say](Self::with_try_clone). A missing one shows as "trait bounds were not satisfied" (E0599) where the service is called; written
+/// as `ServiceExt::oneshot(service, request)` the compiler says which.
 ///
 /// ```
 /// use async_retry::{Failure, Retry, RetryLayer};
