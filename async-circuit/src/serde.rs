@@ -325,3 +325,23 @@ impl Serialize for CircuitBreakerBuilder {
         RawBreaker::of(self).map_err(S::Error::custom)?.serialize(serializer)
     }
 }
+
+/// A point in time as text: `2026-11-21T09:30:00Z`.
+pub(crate) mod rfc3339 {
+    use std::fmt::Write;
+    use std::time::SystemTime;
+
+    use ::serde::Serializer;
+    use ::serde::ser::Error;
+    pub(crate) use humantime_serde::deserialize;
+    use humantime_serde::re::humantime::format_rfc3339;
+
+    /// (`humantime_serde` panics where the time has no such text.)
+    pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::new();
+        if *time < SystemTime::UNIX_EPOCH || write!(text, "{}", format_rfc3339(*time)).is_err() {
+            return Err(S::Error::custom("invalid `saved_at`: expected a time from 1970 to 9999"));
+        }
+        serializer.serialize_str(&text)
+    }
+}

@@ -133,6 +133,7 @@ pub struct Snapshot {
     /// Failures in a row, where a rule counts them.
     pub consecutive_failures: u64,
     /// While open: how long until probes are let through. `None` if forced open.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "humantime_serde::option::serialize"))]
     pub retry_after: Option<Duration>,
     /// While half-open: probes that have no outcome yet.
     pub probes_in_flight: u32,
@@ -145,6 +146,9 @@ pub struct Snapshot {
 }
 
 /// What of a breaker's state outlives the process: [`CircuitBreaker::save`](crate::CircuitBreaker::save).
+///
+/// With the `serde` feature it is written as text:
+/// `{"mode": null, "open_for": "13s 700ms", "reopenings": 2, "saved_at": "2026-11-21T09:30:00.250000000Z"}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -153,9 +157,11 @@ pub struct Saved {
     pub mode: Option<Mode>,
     /// How long it still had to stay open; zero if probes were deciding or traffic was on the ramp (it will be probed
     /// again), or if it was forced open; `None` if it was closed.
+    #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde::option"))]
     pub open_for: Option<Duration>,
     /// How often it had opened again without a recovery.
     pub reopenings: u32,
     /// When this was saved: the time until it is restored is taken off the open time.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde::rfc3339"))]
     pub saved_at: SystemTime,
 }

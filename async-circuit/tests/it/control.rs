@@ -243,25 +243,3 @@ async fn the_time_between_saving_and_restoring_counts_unless_the_clock_went_back
     after.restore(&saved);
     assert_eq!(after.try_acquire().unwrap_err().retry_after(), Some(Duration::from_secs(1)));
 }
-
-#[cfg(feature = "serde")]
-#[tokio::test(start_paused = true)]
-async fn a_saved_state_goes_through_json() {
-    let breaker = quick();
-    for prepare in [
-        |_: &CircuitBreaker| {},
-        |breaker: &CircuitBreaker| breaker.set_mode(Mode::ForcedOpen),
-        |breaker: &CircuitBreaker| {
-            breaker.reset();
-            breaker.try_acquire().unwrap().failure();
-            breaker.try_acquire().unwrap().failure();
-        },
-    ] {
-        prepare(&breaker);
-        let saved = breaker.save();
-        let text = serde_json::to_string(&saved).unwrap();
-        assert_eq!(serde_json::from_str::<async_circuit::Saved>(&text).unwrap(), saved, "{text}");
-        serde_json::to_string(&breaker.snapshot()).unwrap();
-    }
-    assert!(serde_json::from_str::<async_circuit::Saved>(r#"{"mode":"melted"}"#).is_err());
-}

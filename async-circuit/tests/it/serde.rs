@@ -1,10 +1,12 @@
-//! A breaker as configuration.
+//! A breaker as configuration, and what outlives it as text.
 
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use async_circuit::{CircuitBreaker, CircuitBreakerBuilder, Mode, OpenTime, Recovery, Trip};
+use async_circuit::{CircuitBreaker, CircuitBreakerBuilder, Mode, OpenTime, Recovery, Saved, Trip};
 use serde_json::{Value, from_str, from_value, json, to_string, to_value};
+
+use crate::breaker::quick;
 
 fn n(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
@@ -213,4 +215,69 @@ fn what_cannot_be_read_back_cannot_be_written() {
     assert_eq!(error(own), "an open time of your own cannot be written down");
     let invalid = CircuitBreaker::builder().with_trip(Trip::failure_rate(f64::NAN));
     assert_eq!(error(invalid), "invalid `trip.failure_rate`: NaN; expected above 0 and at most 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saved_state_is_read_back_as_it_was() {
+    let breaker = quick();
+    for prepare in [
+        |_: &CircuitBreaker| {},
+        |breaker: &CircuitBreaker| breaker.set_mode(Mode::ForcedOpen),
+        |breaker: &CircuitBreaker| {
+            breaker.reset();
+            breaker.try_acquire().unwrap().failure();
+            breaker.try_acquire().unwrap().failure();
+        },
+        |breaker: &CircuitBreaker| breaker.open_for(Duration::MAX),
+        |breaker: &CircuitBreaker| breaker.open_for(Duration::new(86_399, 999_999_999)),
+    ] {
+        prepare(&breaker);
+        let saved = breaker.save();
+        let text = to_string(&saved).unwrap();
+        assert_eq!(from_str::<Saved>(&text).unwrap(), saved, "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_are_written_as_text() {
+    let breaker = quick();
+    breaker.open_for(Duration::from_millis(13_700));
+    assert_eq!(to_value(breaker.snapshot()).unwrap()["retry_after"], "13s 700ms");
+    let mut saved = breaker.save();
+    saved.saved_at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_253_400_250);
+    let text =
+        r#"{"mode":null,"open_for":"13s 700ms","reopenings":0,"saved_at":"2026-11-21T09:30:00.250000000Z"}"#;
+    assert_eq!(to_string(&saved).unwrap(), text);
+    let by_hand = r#"{"open_for": "13.7s", "reopenings": 0, "saved_at": "2026-11-21T09:30:00.25Z"}"#;
+    assert_eq!(from_str::<Saved>(by_hand).unwrap(), saved);
+    let closed: Saved = from_str(r#"{"reopenings": 0, "saved_at": "2026-11-21T09:30:00Z"}"#).unwrap();
+    assert_eq!((closed.mode, closed.open_for), (None, None));
+    breaker.reset();
+    assert_eq!(to_value(breaker.snapshot()).unwrap()["retry_after"], Value::Null);
+}
+
+#[test]
+fn a_time_without_a_text_is_an_error_and_no_panic() {
+    let breaker = CircuitBreaker::new();
+    let year_10_000 = SystemTime::UNIX_EPOCH + secs(253_402_300_800);
+    for time in [SystemTime::UNIX_EPOCH - secs(1), year_10_000] {
+        let mut saved = breaker.save();
+        saved.saved_at = time;
+        let error = to_string(&saved).unwrap_err().to_string();
+        assert_eq!(error, "invalid `saved_at`: expected a time from 1970 to 9999");
+    }
+    for (given, message) in [
+        (
+            json!({"mode": "melted", "reopenings": 0, "saved_at": "2026-11-21T09:30:00Z"}),
+            "unknown variant `melted`",
+        ),
+        (
+            json!({"open_for": "soon", "reopenings": 0, "saved_at": "2026-11-21T09:30:00Z"}),
+            "\"soon\", expected a duration",
+        ),
+        (json!({"reopenings": 0, "saved_at": "yesterday"}), "\"yesterday\", expected a timestamp"),
+    ] {
+        let error = from_value::<Saved>(given.clone()).unwrap_err().to_string();
+        assert!(error.contains(message), "{given}: {error}");
+    }
 }
