@@ -52,6 +52,12 @@ impl Timeout {
         Self::new(Duration::from_millis(limit))
     }
 
+    /// [`new`](Self::new), in seconds.
+    #[must_use]
+    pub const fn from_secs(limit: u64) -> Self {
+        Self::new(Duration::from_secs(limit))
+    }
+
     /// Names this time-out in the errors it makes.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<Name>) -> Self {

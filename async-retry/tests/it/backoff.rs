@@ -62,7 +62,7 @@ async fn it_ends_with_its_policy_also_where_the_error_says_how_long_to_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn its_errors_classify_themselves_through_a_whole_stack() {
-    let stack = (Timeout::from_millis(10_000), Retry::from_backoff(existing()));
+    let stack = (Timeout::from_secs(10), Retry::from_backoff(existing()));
     let count = std::sync::atomic::AtomicU32::new(0);
     let fetch = || {
         let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
