@@ -172,6 +172,20 @@ async fn an_extra_attempt_after_a_time_out_costs_what_that_costs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_extra_attempt_that_ends_the_call_is_spent_only_where_it_failed() {
+    for (verdict, left) in [(Verdict::Success, 500.0), (Verdict::Ignored, 500.0), (Verdict::Permanent, 495.0)]
+    {
+        let budget = Budget::aws_standard();
+        let hedge = Hedge::after(ms(50)).with_budget(budget.clone());
+        let count = AtomicU32::new(0);
+        let plan = [(500, Err("slow")), (10, Err("extra"))];
+        let op = (async || planned(&plan, &count).await).classify_with(move |_| verdict);
+        assert_eq!(hedge.call(op).await, Err(Failure::Operation("extra")));
+        assert_eq!(budget.available(), left, "{verdict:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tracked_percentile_follows_the_latencies() {
     let hedge = Hedge::at_percentile(0.9, ms(500)).unwrap();
     assert_eq!(hedge.delay(), ms(500));
