@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -112,7 +113,7 @@ impl<T, E> AttemptReport<T, E> {
 
 /// What happened in one call: see [`Retry::call_with_report`](crate::Retry::call_with_report).
 ///
-/// It keeps the result of every attempt: as many as the limits of the retry allow.
+/// It keeps the result of every attempt: as many as the limits of the retry allow. `println!("{report}")` shows what happened when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report<T, E> {
     attempts: Vec<AttemptReport<T, E>>,
@@ -143,6 +144,30 @@ impl<T, E> Report<T, E> {
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.attempts.last().map_or(Duration::ZERO, |last| last.started + last.took)
+    }
+}
+
+/// To look at: a line for each attempt, and one for the end. The results themselves are not in it.
+///
+/// ```text
+/// attempt 1: at 0ns, transient after 10ms, then a delay of 100ms
+/// attempt 2: at 110ms, timed_out after 2s
+/// stopped: deadline
+/// ```
+impl<T, E> fmt::Display for Report<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, attempt) in (1..).zip(&self.attempts) {
+            let AttemptReport { started, took, outcome, delay, .. } = attempt;
+            write!(f, "attempt {n}: at {started:?}, {outcome} after {took:?}")?;
+            match delay {
+                Some(delay) => writeln!(f, ", then a delay of {delay:?}")?,
+                None => writeln!(f)?,
+            }
+        }
+        match self.stopped {
+            Some(reason) => write!(f, "stopped: {reason}"),
+            None => f.write_str("succeeded"),
+        }
     }
 }
 

@@ -57,6 +57,31 @@ async fn every_attempt_is_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_can_be_looked_at_whatever_the_results_are() {
+    struct Opaque; // not even Debug
+    let retry = Retry::new(Backoff::constant(ms(100))).unwrap();
+    let count = AtomicU32::new(0);
+    let op = async || {
+        sleep(ms(10)).await;
+        match count.fetch_add(1, Relaxed) {
+            0 | 2 => Err(Failure::Operation(Opaque)),
+            1 => Err(Failure::from(Rejection::new(PolicyKind::RateLimit, Reason::LimitReached))),
+            _ => Ok(Opaque),
+        }
+    };
+    let (_, report) = retry.execute_with_report(op).await;
+    let lines = [
+        "attempt 1: at 0ns, transient after 10ms, then a delay of 100ms",
+        "attempt 2: at 110ms, refused after 10ms, then a delay of 100ms",
+        "attempt 3: at 220ms, transient after 10ms",
+        "stopped: attempts",
+    ];
+    assert_eq!(report.to_string(), lines.join("\n"));
+    let (_, report) = retry.execute_with_report(op).await;
+    assert_eq!(report.to_string(), "attempt 1: at 0ns, success after 10ms\nsucceeded");
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_says_why_it_stopped_and_the_answer_is_the_one_worth_most() {
     let timed_out = || Failure::TimedOut(TimedOut::new(ms(7)));
     let retry = || Retry::new(Backoff::constant(ms(1))).unwrap().with_max_attempts(attempts(4));
