@@ -8,7 +8,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::snapshot::whole;
 use crate::worker::shielded;
-use crate::{Exit, Report, Stall};
+use crate::{Exit, Report, Signal, Stall};
 
 /// What a worker says of itself, with [`Context::report_health`](crate::Context::report_health).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub enum EventKind {
     },
     /// All children of the first start are up.
     Up,
+    /// The program got a signal in [`run_until_signal`](crate::Running::run_until_signal): the first stops the supervisor, the second forces that.
+    Signal(Signal),
     /// The supervisor began to stop its children.
     Stopping,
     /// The supervisor is over.
@@ -122,7 +124,7 @@ impl EventKind {
             | Self::TaskFailed { child, .. }
             | Self::HealthChanged { child, .. } => Some(child),
             Self::Stalled(stall) => stall.worker.as_ref(),
-            Self::Up | Self::Stopping | Self::Ended { .. } | Self::Missed(_) => None,
+            Self::Up | Self::Signal(_) | Self::Stopping | Self::Ended { .. } | Self::Missed(_) => None,
         }
     }
 
@@ -140,6 +142,7 @@ impl EventKind {
             Self::HealthChanged { .. } => "health_changed",
             Self::TaskFailed { .. } => "task_failed",
             Self::Up => "up",
+            Self::Signal(_) => "signal",
             Self::Stopping => "stopping",
             Self::Ended { .. } => "ended",
             Self::Stalled(_) => "stalled",
@@ -163,6 +166,7 @@ impl fmt::Display for Event {
             EventKind::HealthChanged { health: Health::Degraded(why), .. } => write!(f, ": degraded: {why}"),
             EventKind::HealthChanged { health: Health::Healthy, .. } => f.write_str(": healthy"),
             EventKind::TaskFailed { task, exit, .. } => write!(f, ": task `{task}` {exit}"),
+            EventKind::Signal(signal) => write!(f, ": {signal} received"),
             EventKind::Ended { report } => write!(f, ": {report}"),
             EventKind::Stalled(stall) => write!(f, ": {stall}"),
             EventKind::Missed(lost) => write!(f, ": {lost} events missed"),

@@ -38,6 +38,7 @@ pub use handle::{Handle, Running};
 pub use intensity::Intensity;
 pub use periodic::{Every, MissedTicks};
 pub use report::{Cause, Report};
+pub use signal::Signal;
 pub use snapshot::{ChildSnapshot, ChildState, Snapshot, SupervisorState};
 pub use spec::{AutoShutdown, Restart, Shutdown, Strategy};
 pub use supervisor::Supervisor;

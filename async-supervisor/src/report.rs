@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::snapshot::whole;
-use crate::{Exit, MeltDown};
+use crate::{Exit, MeltDown, Signal};
 
 /// Why a supervisor ended.
 #[derive(Clone, Debug)]
@@ -32,6 +32,7 @@ pub struct Report {
     pub supervisor: Arc<str>,
     /// Why.
     pub cause: Cause,
+    pub(crate) signal: Option<Signal>,
     /// Children that did not end in time, and were aborted, in the order in which that was done; those below by their path (`feeds/acme`),
     /// and of [tracked tasks](crate::Tasks::child) each that was aborted too (`mails/invoice`).
     pub aborted: Vec<Arc<str>>,
@@ -49,6 +50,7 @@ impl Report {
         Self {
             supervisor: Arc::clone(supervisor),
             cause: Cause::Lost,
+            signal: None,
             aborted: Vec::new(),
             leaked: Vec::new(),
             failed: Vec::new(),
@@ -73,7 +75,33 @@ impl Report {
             && self.failed.is_empty()
     }
 
-    /// Success if it [is clean](Self::is_clean), otherwise failure (1).
+    /// The signal that stopped it, where that was one: in [`run_until_signal`](crate::Running::run_until_signal), if it had not been told to stop
+    /// otherwise before.
+    ///
+    /// A program that a service manager or an orchestrator stops has done its work, so the [exit code](Self::exit_code) does not tell. One that
+    /// is run from a shell or by a script may want to:
+    ///
+    /// ```no_run
+    /// use async_supervisor::{Child, Context, Supervisor};
+    /// use std::process::ExitCode;
+    ///
+    /// #[tokio::main]
+    /// async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    ///     let worker = Child::new("worker", async |ctx: Context| ctx.cancelled().await);
+    ///     let report = Supervisor::one_for_one().with_child(worker).start().await?.run_until_signal().await?;
+    ///     Ok(match report.signal() {
+    ///         Some(signal) if report.is_clean() => signal.exit_code(), // 130 or 143
+    ///         _ => report.exit_code(),
+    ///     })
+    /// }
+    /// ```
+    #[must_use]
+    pub const fn signal(&self) -> Option<Signal> {
+        self.signal
+    }
+
+    /// Success if it [is clean](Self::is_clean), otherwise failure (1). An orderly stop by a signal is a success: [`signal`](Self::signal) shows
+    /// how to end with 130 or 143 instead.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         if self.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -84,7 +112,10 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "supervisor `{}` ", self.supervisor)?;
         match &self.cause {
-            Cause::Stopped => f.write_str("stopped")?,
+            Cause::Stopped => match self.signal {
+                Some(signal) => write!(f, "stopped by {signal}")?,
+                None => f.write_str("stopped")?,
+            },
             Cause::AutoShutdown { child } => write!(f, "stopped because `{child}` ended")?,
             Cause::MeltedDown(down) => write!(f, "failed: {down}")?,
             Cause::Lost => f.write_str("was lost with its runtime")?,

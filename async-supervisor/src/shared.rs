@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -14,7 +14,9 @@ use crate::state::{Core, Key, Verb};
 use crate::tasks::Owner;
 use crate::watchdog::Watchdog;
 use crate::worker::{bury, shielded};
-use crate::{Child, CommandError, Context, Event, EventKind, Exit, Handle, Report, TaskFailure, Tasks};
+use crate::{
+    Child, CommandError, Context, Event, EventKind, Exit, Handle, Report, Signal, TaskFailure, Tasks,
+};
 
 /// What the supervisor's loop is told.
 ///
@@ -112,6 +114,8 @@ pub(crate) struct Shared {
     pub(crate) places: Arc<Semaphore>,
     /// Which halts have been told.
     halts: AtomicU8,
+    /// What asked for the stop, if that was a signal.
+    pub(crate) signal: OnceLock<Signal>,
     pub(crate) progress: watch::Sender<Progress>,
     nested: Mutex<HashMap<Key, Nest>>,
     pub(crate) hub: Arc<Hub>,
@@ -146,6 +150,7 @@ impl Shared {
             messages,
             places: Arc::new(Semaphore::new(COMMANDS)),
             halts: AtomicU8::new(0),
+            signal: OnceLock::new(),
             progress: watch::Sender::new(Progress::default()),
             nested: Mutex::default(),
             hub,
@@ -243,6 +248,16 @@ impl Shared {
     pub(crate) fn send(&self, message: Message) {
         self.send_now(message);
         poll::let_go();
+    }
+
+    /// The program has got a signal, and does what it asks for.
+    pub(crate) fn signalled(&self, signal: Signal, how: Halt) {
+        self.hub.emit(Event { supervisor: Arc::clone(&self.path), kind: EventKind::Signal(signal) });
+        // What is being stopped already is not stopped by it.
+        if self.halts.load(Ordering::Relaxed) == 0 {
+            let _ = self.signal.set(signal);
+        }
+        self.halt(how);
     }
 
     /// However often it is asked for, it is told once.

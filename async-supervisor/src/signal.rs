@@ -1,9 +1,57 @@
+use std::fmt;
 use std::io;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::shared::Halt;
 use crate::{Report, Running};
+
+/// A signal that ends a program in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Signal {
+    /// `SIGINT`, or Ctrl-C where there are no signals.
+    Interrupt,
+    /// `SIGTERM`.
+    Terminate,
+}
+
+impl Signal {
+    /// Its name: `SIGINT`, `SIGTERM`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        }
+    }
+
+    /// With what a program ends by convention that a signal has ended, as a shell tells it: 128 and the signal's number, so 130 for `SIGINT`
+    /// and 143 for `SIGTERM`. [`Report::signal`] has an example.
+    #[must_use]
+    pub fn exit_code(self) -> ExitCode {
+        match self {
+            Self::Interrupt => 130.into(),
+            Self::Terminate => 143.into(),
+        }
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Signal {
+    /// As its name.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
 
 #[cfg(unix)]
 struct Signals {
@@ -18,10 +66,10 @@ impl Signals {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn recv(&mut self) {
+    async fn recv(&mut self) -> Signal {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Signal::Terminate,
         }
     }
 }
@@ -35,9 +83,10 @@ impl Signals {
         Ok(Self)
     }
 
-    async fn recv(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending().await
+    async fn recv(&mut self) -> Signal {
+        match tokio::signal::ctrl_c().await {
+            Ok(()) => Signal::Interrupt,
+            Err(_) => std::future::pending().await,
         }
     }
 }
@@ -68,6 +117,8 @@ impl Running {
     /// }
     /// ```
     ///
+    /// [`Report::signal`] says which it was, if it was one.
+    ///
     /// # Errors
     ///
     /// When the process cannot listen to signals. The supervisor is stopped then, too.
@@ -86,20 +137,20 @@ impl Running {
         tokio::select! {
             biased;
             report = self.wait() => return Ok(report),
-            () = signals.recv() => self.request_stop(),
+            signal = signals.recv() => self.shared().signalled(signal, Halt::Stop),
         }
         let first = Instant::now();
-        loop {
-            tokio::select! {
+        let second = loop {
+            let signal = tokio::select! {
                 biased;
                 report = self.wait() => return Ok(report),
-                () = signals.recv() => {}
-            }
+                signal = signals.recv() => signal,
+            };
             if first.elapsed() >= SAME {
-                break;
+                break signal;
             }
-        }
-        self.force_stop();
+        };
+        self.shared().signalled(second, Halt::Force);
         Ok(self.wait().await)
     }
 }

@@ -41,10 +41,13 @@ fn trace(event: &Event) {
             tracing::warn!(target: TARGET, supervisor, child, task = &**task, %exit, "task_failed");
         }
         EventKind::Stalled(stall) => tracing::warn!(target: TARGET, supervisor, child, %stall, "stalled"),
+        EventKind::Up => tracing::info!(target: TARGET, supervisor, "started"),
+        EventKind::Signal(signal) => tracing::info!(target: TARGET, supervisor, %signal, "signal received"),
+        EventKind::Stopping => tracing::info!(target: TARGET, supervisor, "stopping"),
         EventKind::Ended { report } if !report.is_clean() => {
-            tracing::error!(target: TARGET, supervisor, %report, "ended");
+            tracing::error!(target: TARGET, supervisor, %report, "stopped");
         }
-        EventKind::Ended { report } => tracing::info!(target: TARGET, supervisor, %report, "ended"),
+        EventKind::Ended { report } => tracing::info!(target: TARGET, supervisor, %report, "stopped"),
         _ => tracing::debug!(target: TARGET, supervisor, child, "{}", event.kind.name()),
     }
 }

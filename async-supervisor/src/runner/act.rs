@@ -160,6 +160,7 @@ impl Runner {
             failed.splice(0..0, self.blamed.drain(..));
         }
         let took = core.down_since.map_or(Duration::ZERO, |since| since.elapsed());
-        Report { supervisor: Arc::clone(&self.shared.name), cause, aborted, leaked, failed, took }
+        let signal = self.shared.signal.get().copied().filter(|_| matches!(cause, Cause::Stopped));
+        Report { supervisor: Arc::clone(&self.shared.name), cause, signal, aborted, leaked, failed, took }
     }
 }

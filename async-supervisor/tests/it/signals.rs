@@ -1,7 +1,7 @@
 //! Real processes and real signals: this test binary starts itself again as the program that gets them.
 #![cfg(unix)]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child as Process, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ fn program() {
         out.flush().unwrap();
     };
     let name = std::env::var(HELD).unwrap();
+    if role == "conventional" {
+        tracing_subscriber::fmt().with_ansi(false).without_time().init();
+    }
     let report = runtime.block_on(async {
         let orderly = |name: &'static str| {
             Child::new(name, async |ctx: Context| {
@@ -61,6 +64,11 @@ fn program() {
                 let supervisor = supervisor.with_abort_grace(Duration::from_secs(1));
                 supervisor.with_child(deaf).start().await.unwrap()
             }
+            // Ends by itself, a while after it was asked to.
+            "stopping" => {
+                let deaf = deaf.with_shutdown(Shutdown::Timeout(Duration::from_millis(800)));
+                supervisor.with_child(deaf).start().await.unwrap()
+            }
             "fails" => {
                 let fails = Child::new("fails", async |ctx: Context| {
                     ctx.cancelled().await;
@@ -78,9 +86,22 @@ fn program() {
             tokio::task::yield_now().await;
         }
         // By its first poll it listens to signals.
-        tokio::join!(running.run_until_signal(), async { say("up") }).0.unwrap()
+        let handle = running.handle();
+        let up = async {
+            say("up");
+            if role == "stopping" {
+                handle.request_stop();
+            }
+        };
+        tokio::join!(running.run_until_signal(), up).0.unwrap()
     });
     say(&format!("{report}"));
+    if role == "conventional" {
+        let code = report.signal().map(|signal| format!("{:?}", signal.exit_code()));
+        let is = |code: u8| format!("{:?}", std::process::ExitCode::from(code));
+        let codes = [130, 143].into_iter().find(|known| code == Some(is(*known)));
+        std::process::exit(codes.map_or(4, i32::from));
+    }
     // A test cannot return an exit code.
     let success = format!("{:?}", report.exit_code()) == format!("{:?}", std::process::ExitCode::SUCCESS);
     std::process::exit(if success { 0 } else { 3 });
@@ -140,16 +161,57 @@ fn held(name: &str) -> String {
 
 #[test]
 fn sigterm_and_sigint_stop_it_in_order_with_a_report() {
-    for signal in ["-TERM", "-INT"] {
+    for (signal, told) in [("-TERM", "SIGTERM"), ("-INT", "SIGINT")] {
         let name = held(signal);
         let mut program = Program::start("orderly", &name);
         program.signal(signal);
         assert_eq!(program.line(), "-b");
         assert_eq!(program.line(), "-a");
         let report = program.line();
-        assert!(report.starts_with("supervisor `supervisor` stopped (in "), "{report}");
+        assert!(report.starts_with(&format!("supervisor `supervisor` stopped by {told} (in ")), "{report}");
         assert_eq!(program.code(), Some(0));
     }
+}
+
+#[test]
+fn a_program_can_end_as_one_that_a_signal_has_ended() {
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        let mut program = Program::start("conventional", &held(&format!("conventional{signal}")));
+        program.signal(signal);
+        let mut said = String::new();
+        program.out.read_to_string(&mut said).unwrap();
+        assert_eq!(program.code(), Some(code), "{said}");
+        let told = if code == 143 { "SIGTERM" } else { "SIGINT" };
+        let mut lines = said.lines();
+        let logged = [
+            format!("signal received supervisor=\"supervisor\" signal={told}"),
+            "stopping supervisor=\"supervisor\"".to_owned(),
+            format!(
+                "stopped supervisor=\"supervisor\" report=supervisor `supervisor` stopped by {told} (in "
+            ),
+        ];
+        for line in logged.iter().filter(|_| cfg!(feature = "tracing")) {
+            assert!(
+                lines.any(|said| said.contains(&format!("INFO async_supervisor: {line}"))),
+                "{line}\n{said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_signal_during_another_stop_is_not_what_ended_it() {
+    let mut program = Program::start("stopping", &held("stopping"));
+    assert_eq!(program.line(), "asked");
+    program.signal("-TERM");
+    assert_eq!(program.line(), "later");
+    let report = loop {
+        let line = program.line();
+        if line.starts_with("supervisor") {
+            break line;
+        }
+    };
+    assert!(report.starts_with("supervisor `supervisor` stopped (in "), "{report}");
 }
 
 #[test]
@@ -171,7 +233,7 @@ fn a_signal_during_start_up_stops_what_has_been_started_in_order() {
     for line in ["-never ready", "-b", "-a"] {
         assert_eq!(program.line(), line);
     }
-    assert!(program.line().starts_with("supervisor `supervisor` stopped (in "));
+    assert!(program.line().starts_with("supervisor `supervisor` stopped by SIGINT (in "));
     assert_eq!(program.code(), Some(0));
 }
 

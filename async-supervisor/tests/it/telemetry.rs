@@ -85,13 +85,17 @@ fn falls_and_restarts_are_logged_and_counted() {
         text.lines().map(|line| line.trim_start().replace("async_supervisor: ", "")).collect();
     for line in [
         r#"DEBUG started supervisor="root" child="a" attempt=1"#,
+        r#"INFO started supervisor="root""#,
         r#"WARN exited supervisor="root" child="a" exit=failed: told to fail"#,
         r#"INFO restarting supervisor="root" child="a" delay=1s"#,
         r#"DEBUG started supervisor="root" child="a" attempt=2"#,
+        r#"INFO stopping supervisor="root""#,
         r#"INFO completed supervisor="root" child="a""#,
     ] {
         assert!(telling.iter().any(|told| told == line), "{line}\n{text}");
     }
+    let last = r#"INFO stopped supervisor="root" report=supervisor `root` stopped (in "#;
+    assert!(telling.last().unwrap().starts_with(last), "{text}");
     let counts: Vec<_> = counts
         .0
         .lock()
