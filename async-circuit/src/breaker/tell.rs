@@ -83,15 +83,18 @@ impl CircuitBreaker {
 }
 
 #[cfg(feature = "tracing")]
+const TARGET: &str = "async_circuit";
+
+#[cfg(feature = "tracing")]
 fn trace(name: Option<&str>, event: &Event) {
     match event {
         Event::Transitioned(Transition { to: State::Open, cause, open_for, .. }) => {
-            tracing::warn!(target: "async_circuit", breaker = name, cause = cause.as_str(), ?open_for, "circuit opened");
+            tracing::warn!(target: TARGET, name, cause = cause.as_str(), ?open_for, "circuit opened");
         }
         Event::Transitioned(Transition { from, to, cause, .. }) => {
             tracing::info!(
-                target: "async_circuit",
-                breaker = name,
+                target: TARGET,
+                name,
                 from = from.as_str(),
                 cause = cause.as_str(),
                 "circuit {}",
@@ -99,24 +102,26 @@ fn trace(name: Option<&str>, event: &Event) {
             );
         }
         Event::Rejected(rejection) => {
-            tracing::debug!(target: "async_circuit", breaker = name, %rejection, "call refused");
+            let (reason, retry_after) = (rejection.reason().as_str(), rejection.retry_after());
+            tracing::debug!(target: TARGET, name, reason, ?retry_after, "call refused");
         }
         Event::WouldReject(rejection) => {
-            tracing::debug!(target: "async_circuit", breaker = name, %rejection, "call would have been refused");
+            let (reason, retry_after) = (rejection.reason().as_str(), rejection.retry_after());
+            tracing::debug!(target: TARGET, name, reason, ?retry_after, "call would have been refused");
         }
         Event::NotHeld => {
-            tracing::warn!(target: "async_circuit", breaker = name, "no room to hold another circuit");
+            tracing::warn!(target: TARGET, name, "no room to hold another circuit");
         }
         Event::Ended { ending, slow } => {
-            tracing::debug!(target: "async_circuit", breaker = name, ending = ending.as_str(), slow, "call did not end well");
+            tracing::debug!(target: TARGET, name, ending = ending.as_str(), slow, "call did not end well");
         }
     }
 }
 
-/// `circuit_breaker_state` is 0 while closed, 1 half-open, 2 open.
+/// `async_circuit_state` is 0 while closed, 1 half-open, 2 open.
 #[cfg(feature = "metrics")]
 fn measure(name: Option<&str>, event: &Event) {
-    let breaker = name.unwrap_or_default().to_owned();
+    let name = name.unwrap_or_default().to_owned();
     match event {
         Event::Transitioned(Transition { to, cause, .. }) => {
             let state = match to {
@@ -124,27 +129,30 @@ fn measure(name: Option<&str>, event: &Event) {
                 State::HalfOpen => 1.0,
                 State::Open => 2.0,
             };
-            metrics::gauge!("circuit_breaker_state", "breaker" => breaker.clone()).set(state);
+            metrics::gauge!("async_circuit_state", "name" => name.clone()).set(state);
             metrics::counter!(
-                "circuit_breaker_transitions_total",
-                "breaker" => breaker, "to" => to.as_str(), "cause" => cause.as_str()
+                "async_circuit_transitions_total",
+                "name" => name, "to" => to.as_str(), "cause" => cause.as_str()
             )
             .increment(1);
         }
-        Event::Rejected(_) => {
-            metrics::counter!("circuit_breaker_refused_total", "breaker" => breaker).increment(1);
+        Event::Rejected(rejection) => {
+            let reason = rejection.reason().as_str();
+            metrics::counter!("async_circuit_refused_total", "name" => name, "reason" => reason).increment(1);
         }
-        Event::WouldReject(_) => {
-            metrics::counter!("circuit_breaker_would_refuse_total", "breaker" => breaker).increment(1);
+        Event::WouldReject(rejection) => {
+            let reason = rejection.reason().as_str();
+            metrics::counter!("async_circuit_would_refuse_total", "name" => name, "reason" => reason)
+                .increment(1);
         }
         Event::NotHeld => {
-            metrics::counter!("circuit_breaker_not_held_total", "breaker" => breaker).increment(1);
+            metrics::counter!("async_circuit_not_held_total", "name" => name).increment(1);
         }
         Event::Ended { ending, slow } => {
             let slow = if *slow { "true" } else { "false" };
             metrics::counter!(
-                "circuit_breaker_bad_calls_total",
-                "breaker" => breaker, "ending" => ending.as_str(), "slow" => slow
+                "async_circuit_bad_calls_total",
+                "name" => name, "ending" => ending.as_str(), "slow" => slow
             )
             .increment(1);
         }

@@ -12,6 +12,7 @@ mod numbers {
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
     use std::sync::{Arc, Mutex};
 
+    use async_circuit::Mode;
     use metrics::{
         Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, with_local_recorder,
     };
@@ -56,12 +57,15 @@ mod numbers {
     async fn counts_add_up_and_the_gauge_goes_back_to_zero() {
         let numbers = Numbers::default();
         let breaker = quick();
-        let state = || f64::from_bits(numbers.get("circuit_breaker_state breaker=quotes"));
+        let state = || f64::from_bits(numbers.get("async_circuit_state name=quotes"));
         with_local_recorder(&numbers, || {
             breaker.try_acquire().unwrap().failure();
             drop(breaker.try_acquire().unwrap());
             breaker.try_acquire().unwrap().failure();
             breaker.try_acquire().unwrap_err();
+            breaker.set_mode(Mode::ObserveOnly);
+            breaker.try_acquire().unwrap().success();
+            breaker.set_mode(Mode::Automatic);
         });
         assert_eq!(state(), 2.0);
         advance(Duration::from_secs(1)).await;
@@ -72,11 +76,12 @@ mod numbers {
         });
         assert_eq!(state(), 0.0);
         for (name, count) in [
-            ("circuit_breaker_bad_calls_total breaker=quotes ending=failure slow=false", 2),
-            ("circuit_breaker_bad_calls_total breaker=quotes ending=aborted slow=false", 1),
-            ("circuit_breaker_refused_total breaker=quotes", 1),
-            ("circuit_breaker_transitions_total breaker=quotes to=open cause=failure_rate", 1),
-            ("circuit_breaker_transitions_total breaker=quotes to=closed cause=probes_succeeded", 1),
+            ("async_circuit_bad_calls_total name=quotes ending=failure slow=false", 2),
+            ("async_circuit_bad_calls_total name=quotes ending=aborted slow=false", 1),
+            ("async_circuit_refused_total name=quotes reason=circuit_open", 1),
+            ("async_circuit_would_refuse_total name=quotes reason=circuit_open", 1),
+            ("async_circuit_transitions_total name=quotes to=open cause=failure_rate", 1),
+            ("async_circuit_transitions_total name=quotes to=closed cause=probes_succeeded", 1),
         ] {
             assert_eq!(numbers.get(name), count, "{name}");
         }
@@ -132,8 +137,10 @@ async fn transitions_are_told_at_warn_and_info_and_calls_at_debug() {
     let levels: Vec<_> = told.iter().map(|(level, _)| level.trim()).collect();
     // A failure, an aborted call, the opening, its failure, a refusal, half-open, closed.
     assert_eq!(levels, ["DEBUG", "DEBUG", "WARN", "DEBUG", "DEBUG", "INFO", "INFO"], "{text}");
-    assert!(
-        text.contains("circuit opened breaker=\"quotes\" cause=\"failure_rate\" open_for=Some(1s)"),
-        "{text}"
-    );
+    for line in [
+        "circuit opened name=\"quotes\" cause=\"failure_rate\" open_for=Some(1s)",
+        "call refused name=\"quotes\" reason=\"circuit_open\" retry_after=Some(1s)",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
 }
