@@ -319,7 +319,7 @@ where
             disk.commit(held, &state, &mut batch, |fault| self.file.error(fault));
         *lock(&self.disk) = disk;
         let old = now.map(|now| std::mem::replace(&mut *lock(&self.committed), now));
-        tell(self.file.path(), &Event::Committed { changes: batch.len() });
+        tell(&held.target.path, &Event::Committed { changes: batch.len() });
         match failed {
             None => finish(batch, Ok(())),
             Some(fault) => finish(batch, Err(&self.file.error(fault))),

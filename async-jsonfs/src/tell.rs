@@ -1,4 +1,6 @@
 //! What the `tracing` and `metrics` features emit: one place.
+//!
+//! However a caller spells it, the path that is told is absolute, and the file's where that is reached by a link.
 
 use std::path::Path;
 
@@ -29,34 +31,41 @@ pub(crate) fn tell(path: &Path, event: &Event<'_>) {
 }
 
 #[cfg(feature = "tracing")]
+const TARGET: &str = "async_jsonfs";
+
+#[cfg(feature = "tracing")]
 fn trace(path: &Path, event: &Event<'_>) {
     let path = tracing::field::display(path.display());
     match event {
-        Event::Written { bytes, durable } => tracing::debug!(path, bytes, durable, "file replaced"),
-        Event::Failed(Fault { kind, outcome: Outcome::Visible }) => {
-            tracing::warn!(path, cause = ?kind, "file replaced, perhaps not durably");
+        Event::Written { bytes, durable } => {
+            tracing::debug!(target: TARGET, path, bytes, durable, "file replaced")
         }
-        Event::Failed(Fault { kind, .. }) => tracing::warn!(path, cause = ?kind, "file not replaced"),
-        Event::Waiting => tracing::debug!(path, "waiting for another process"),
-        Event::Committed { changes } => tracing::debug!(path, changes, "commit over"),
+        Event::Failed(Fault { kind, outcome: Outcome::Visible }) => {
+            tracing::warn!(target: TARGET, path, cause = ?kind, "file replaced, perhaps not durably");
+        }
+        Event::Failed(Fault { kind, .. }) => {
+            tracing::warn!(target: TARGET, path, cause = ?kind, "file not replaced")
+        }
+        Event::Waiting => tracing::debug!(target: TARGET, path, "waiting for another process"),
+        Event::Committed { changes } => tracing::debug!(target: TARGET, path, changes, "commit over"),
     }
 }
 
 #[cfg(feature = "metrics")]
 fn measure(event: &Event<'_>) {
     let wrote = |outcome: &'static str| {
-        metrics::counter!("jsonfs_writes_total", "outcome" => outcome).increment(1);
+        metrics::counter!("async_jsonfs_writes_total", "outcome" => outcome).increment(1);
     };
     match event {
         Event::Written { bytes, durable } => {
             wrote(if *durable { "durable" } else { "visible" });
-            metrics::counter!("jsonfs_written_bytes_total").increment(*bytes as u64);
+            metrics::counter!("async_jsonfs_written_bytes_total").increment(*bytes as u64);
         }
         Event::Failed(Fault { outcome: Outcome::Visible, .. }) => wrote("durability_unknown"),
         Event::Failed(_) => wrote("failed"),
-        Event::Waiting => metrics::counter!("jsonfs_lock_waits_total").increment(1),
+        Event::Waiting => metrics::counter!("async_jsonfs_lock_waits_total").increment(1),
         Event::Committed { changes } => {
-            metrics::histogram!("jsonfs_commit_changes").record(*changes as f64);
+            metrics::histogram!("async_jsonfs_commit_changes").record(*changes as f64);
         }
     }
 }

@@ -99,25 +99,29 @@ async fn writes_waits_and_commits_are_told() {
         .with_writer(lines.clone())
         .init();
 
+    // However a caller spells it, a file has one path.
     let dir = TempDir::new().unwrap();
-    let path = dir.path().join("a.json");
-    save(&path, 12).await.unwrap();
-    save(&path, 12).await.unwrap();
-    JsonFile::new(&path).with_durability(Durability::Visible).save(3).await.unwrap();
-    let store = Store::<u32>::open(&path).await.unwrap();
+    std::env::set_current_dir(&dir).unwrap();
+    let shown = std::env::current_dir().unwrap().join("a.json");
+    std::os::unix::fs::symlink("a.json", "link.json").unwrap();
+    let path = "./link.json";
+    save(path, 12).await.unwrap();
+    save("a.json", 12).await.unwrap();
+    JsonFile::new(path).with_durability(Durability::Visible).save(3).await.unwrap();
+    let store = Store::<u32>::open(path).await.unwrap();
     store.update(|n| *n += 1).await.unwrap();
     // Another process is on it.
     let lock = fs::File::open(dir.path().join(".a.json.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    while numbers.get("jsonfs_lock_waits_total") == 0 {
-        let _ = Timeout::new(Duration::from_millis(20)).run(save(&path, 5)).await;
+    while numbers.get("async_jsonfs_lock_waits_total") == 0 {
+        let _ = Timeout::new(Duration::from_millis(20)).run(save(path, 5)).await;
     }
     drop(lock);
 
-    assert_eq!(numbers.get("jsonfs_writes_total outcome=durable"), 2);
-    assert_eq!(numbers.get("jsonfs_writes_total outcome=visible"), 1);
-    assert_eq!(numbers.get("jsonfs_written_bytes_total"), 3 + 2 + 2);
-    assert_eq!(numbers.get("jsonfs_commit_changes"), 1);
+    assert_eq!(numbers.get("async_jsonfs_writes_total outcome=durable"), 2);
+    assert_eq!(numbers.get("async_jsonfs_writes_total outcome=visible"), 1);
+    assert_eq!(numbers.get("async_jsonfs_written_bytes_total"), 3 + 2 + 2);
+    assert_eq!(numbers.get("async_jsonfs_commit_changes"), 1);
     let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     for (text, times) in [
         ("file replaced path=", 3),
@@ -127,5 +131,9 @@ async fn writes_waits_and_commits_are_told() {
     ] {
         assert_eq!(lines.matches(text).count(), times, "{text}: {lines}");
     }
-    assert!(lines.contains("waiting for another process") && lines.contains("a.json"), "{lines}");
+    assert!(lines.contains("waiting for another process"), "{lines}");
+    for line in lines.lines() {
+        assert!(line.contains(" async_jsonfs: "), "{line}");
+        assert!(line.contains(&format!(" path={}", shown.display())), "{line}");
+    }
 }
