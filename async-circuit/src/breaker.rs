@@ -189,6 +189,9 @@ impl CircuitBreaker {
     /// backwards, nothing is. More than the configured cap it does not stay open. A mode that was set by hand is set again; if
     /// none was, that of the configuration holds. Closed to closed is no transition.
     ///
+    /// In a test: tokio's paused clock does not move the system's, so a saved state does not age by `advance`. Set its
+    /// [`saved_at`](Saved::saved_at) back.
+    ///
     /// ```
     /// use async_circuit::{CircuitBreaker, State};
     /// use std::time::Duration;

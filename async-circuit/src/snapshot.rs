@@ -161,7 +161,7 @@ pub struct Saved {
     pub open_for: Option<Duration>,
     /// How often it had opened again without a recovery.
     pub reopenings: u32,
-    /// When this was saved: the time until it is restored is taken off the open time.
+    /// When this was saved, by the system's clock: the time until it is restored is taken off the open time.
     #[cfg_attr(feature = "serde", serde(with = "crate::serde::rfc3339"))]
     pub saved_at: SystemTime,
 }

@@ -226,6 +226,22 @@ async fn a_restart_does_not_forget_a_dead_backend() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_saved_state_ages_by_the_systems_clock_and_not_by_virtual_time() {
+    let hours = |hours: u64| Duration::from_secs(3600 * hours);
+    let breaker = CircuitBreaker::builder().with_open_for(hours(24)).build().unwrap();
+    breaker.open_for(hours(24));
+    let mut saved = breaker.save();
+    advance(hours(8)).await;
+    let left = || breaker.snapshot().retry_after.unwrap();
+    assert_eq!(left(), hours(16));
+    breaker.restore(&saved);
+    assert!(left() > hours(23), "{:?}", left());
+    saved.saved_at -= hours(8);
+    breaker.restore(&saved);
+    assert!((hours(15)..=hours(16)).contains(&left()), "{:?}", left());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_time_between_saving_and_restoring_counts_unless_the_clock_went_backwards() {
     let before = quick();
     before.try_acquire().unwrap().failure();
