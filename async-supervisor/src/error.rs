@@ -144,11 +144,10 @@ impl fmt::Display for Exit {
 }
 
 /// A supervisor gave up, and stopped all its children.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum MeltDown {
-    /// One restart too many within the period.
-    #[error("supervisor `{supervisor}` melted down: {restarts} restarts within the period, the last of `{child}`{}", because(.error))]
+    /// One restart too many within the period of its [`Intensity`](crate::Intensity).
     Intensity {
         /// Which supervisor.
         supervisor: Arc<str>,
@@ -156,11 +155,14 @@ pub enum MeltDown {
         child: Arc<str>,
         /// How many restarts there would have been within the period.
         restarts: u32,
+        /// How many are allowed.
+        limit: u32,
+        /// Within how long.
+        period: Duration,
         /// How that child last failed.
         error: Option<Arc<str>>,
     },
     /// A child's first start failed, so the supervisor did not come up.
-    #[error("supervisor `{supervisor}` did not start: `{child}`{}", because(.error))]
     Start {
         /// Which supervisor.
         supervisor: Arc<str>,
@@ -170,6 +172,31 @@ pub enum MeltDown {
         error: Option<Arc<str>>,
     },
 }
+
+impl MeltDown {
+    /// What happened, where it is known to whom.
+    pub(crate) fn what(&self) -> String {
+        match self {
+            Self::Intensity { child, restarts, limit, period, error, .. } => {
+                let s = if *restarts == 1 { "" } else { "s" };
+                let why = because(error);
+                format!(
+                    "melted down: {restarts} restart{s} within {period:?} ({limit} allowed), the last of `{child}`{why}"
+                )
+            }
+            Self::Start { child, error, .. } => format!("did not start: `{child}`{}", because(error)),
+        }
+    }
+}
+
+impl fmt::Display for MeltDown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Intensity { supervisor, .. } | Self::Start { supervisor, .. }) = self;
+        write!(f, "supervisor `{supervisor}` {}", self.what())
+    }
+}
+
+impl Error for MeltDown {}
 
 fn because(error: &Option<Arc<str>>) -> String {
     error.as_ref().map_or_else(String::new, |error| format!(": {error}"))

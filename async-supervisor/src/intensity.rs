@@ -18,8 +18,8 @@ use crate::ConfigError;
 /// children of the supervisor share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Intensity {
-    limit: Option<u32>,
-    period: Duration,
+    pub(crate) limit: Option<u32>,
+    pub(crate) period: Duration,
 }
 
 impl Default for Intensity {

@@ -117,7 +117,7 @@ impl fmt::Display for Report {
                 None => f.write_str("stopped")?,
             },
             Cause::AutoShutdown { child } => write!(f, "stopped because `{child}` ended")?,
-            Cause::MeltedDown(down) => write!(f, "failed: {down}")?,
+            Cause::MeltedDown(down) => f.write_str(&down.what())?,
             Cause::Lost => f.write_str("was lost with its runtime")?,
         }
         write!(f, " (in {:?})", whole(self.took))?;

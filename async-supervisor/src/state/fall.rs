@@ -4,7 +4,7 @@ use super::{
     Action, Arc, AutoShutdown, Cause, CommandError, Core, Deferred, End, Exit, Group, Instant, Key, Note,
     Phase, Restart, Shutdown, Stage, State, Strategy, Why,
 };
-use crate::MeltDown;
+use crate::{Intensity, MeltDown};
 
 impl Core {
     /// A run has ended. `error` is how its failure reads. Answers with what it counts as, if that is not how it ended.
@@ -103,7 +103,9 @@ impl Core {
             let (supervisor, child, error) =
                 (Arc::clone(&self.config.name), Arc::clone(&child.name), child.last_error.clone());
             self.settle(key, State::Stopped, now);
-            let down = MeltDown::Intensity { supervisor, child, restarts, error };
+            let Intensity { limit, period } = self.config.intensity;
+            let limit = limit.unwrap_or(u32::MAX);
+            let down = MeltDown::Intensity { supervisor, child, restarts, limit, period, error };
             return self.begin_down(now, Cause::MeltedDown(down));
         }
         let random = self.random();

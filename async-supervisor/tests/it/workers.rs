@@ -137,7 +137,7 @@ async fn heartbeats_count_towards_the_intensity() {
     let report = s.start().await.unwrap().wait().await;
     assert_eq!(
         report.to_string().split(" (in").next().unwrap(),
-        "supervisor `supervisor` failed: supervisor `supervisor` melted down: 3 restarts within the period, the last of `a`: no heartbeat within 1s"
+        "supervisor `supervisor` melted down: 3 restarts within 60s (2 allowed), the last of `a`: no heartbeat within 1s"
     );
 }
 
