@@ -195,7 +195,7 @@ impl Config {
         }
         for (field, time) in [("half_open_limit", Some(self.half_open_limit)), ("ramp", self.ramp)] {
             if time.is_some_and(|time| time.is_zero()) {
-                return Err(ConfigError::new(field, "0s", "a time above zero"));
+                return Err(ConfigError::new(field, "0s", "longer than zero"));
             }
         }
         Ok(())

@@ -25,8 +25,8 @@ const LOOKS: usize = 64;
 /// nearly so, is evicted: never one that is in use (someone holds a clone of it), whose mode was changed by hand, or
 /// whose circuit is not closed. (A circuit that nobody calls stays open: it can be evicted once its open time has been over for
 /// four times as long as it was.) If none of those looked at can be, the new key gets a breaker that is not held: it lets
-/// the call through and is forgotten after it, which the listener hears as [`Event::NotHeld`]. What is set on such a one is
-/// forgotten too: who sets something takes [`hold`](Self::hold).
+/// the call through and is forgotten after it, which the listener hears as [`Event::NotHeld`]. What is set on such a
+/// breaker is forgotten with it: to set a mode or restore a state, use [`hold`](Self::hold).
 ///
 /// Reading takes the read lock of one of several shards (one for about every 32 breakers there is room for, 64 at most), which
 /// those who read do not wait for. The room is that of all shards together.
@@ -140,8 +140,9 @@ impl<K: Hash + Eq, S: BuildHasher> CircuitBreakers<K, S> {
         self.look_up(self.hash(key), key)
     }
 
-    /// [`get`](Self::get), but `None` where there is no room to hold it: for who sets its
-    /// [mode](CircuitBreaker::set_mode) or [restores](CircuitBreaker::restore) it.
+    /// As [`get`](Self::get), but `None` if there is no room to hold the breaker. Use this to set its
+    /// [mode](CircuitBreaker::set_mode) or to [restore](CircuitBreaker::restore) it: on one that is not held, that would be lost
+    /// after the call.
     pub fn hold<Q>(&self, key: &Q) -> Option<CircuitBreaker>
     where
         K: Borrow<Q> + From<Q::Owned>,

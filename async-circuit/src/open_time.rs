@@ -78,7 +78,7 @@ impl OpenTime {
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if self.base.is_zero() {
-            return Err(ConfigError::new("open_for", "0s", "a time above zero"));
+            return Err(ConfigError::new("open_for", "0s", "longer than zero"));
         }
         if self.cap < self.base {
             let expected = format_args!("at least the base, {:?}", self.base);

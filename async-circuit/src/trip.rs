@@ -130,7 +130,7 @@ impl Trip {
         }
         match self.bad {
             Bad::SlowerThan(Duration::ZERO) => {
-                Err(ConfigError::new("trip.slower_than", "0s", "a time above zero"))
+                Err(ConfigError::new("trip.slower_than", "0s", "longer than zero"))
             }
             _ => Ok(()),
         }

@@ -370,16 +370,16 @@ fn what_makes_no_sense_is_refused_with_the_field_and_the_value() {
     );
     assert_eq!(
         error(|b| b.with_open_for(Duration::ZERO)),
-        "invalid `open_for`: 0s; expected a time above zero"
+        "invalid `open_for`: 0s; expected longer than zero"
     );
-    assert_eq!(error(|b| b.with_ramp(Duration::ZERO)), "invalid `ramp`: 0s; expected a time above zero");
+    assert_eq!(error(|b| b.with_ramp(Duration::ZERO)), "invalid `ramp`: 0s; expected longer than zero");
     assert_eq!(
         error(|b| b.with_half_open_limit(Duration::ZERO)),
-        "invalid `half_open_limit`: 0s; expected a time above zero"
+        "invalid `half_open_limit`: 0s; expected longer than zero"
     );
     assert_eq!(
         error(|b| b.with_trip(Trip::slow_rate(0.5, Duration::ZERO))),
-        "invalid `trip.slower_than`: 0s; expected a time above zero"
+        "invalid `trip.slower_than`: 0s; expected longer than zero"
     );
     assert_eq!(
         error(|b| b.with_trip(Trip::failure_rate(0.5).within(Duration::from_micros(10)))),
