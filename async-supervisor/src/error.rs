@@ -119,6 +119,20 @@ impl Exit {
         matches!(self, Self::Completed)
     }
 
+    /// It as one word, for logs and metrics: `missed_heartbeat`, say.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed(_) => "failed",
+            Self::Panicked(_) => "panicked",
+            Self::Aborted => "aborted",
+            Self::NotReady(_) => "not_ready",
+            Self::MissedHeartbeat(_) => "missed_heartbeat",
+            Self::MeltedDown(_) => "melted_down",
+        }
+    }
+
     /// A failure in words; `None` for a success.
     pub(crate) fn text(&self) -> Option<Arc<str>> {
         match self {

@@ -133,3 +133,62 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Report {
+    /// As data for logs and dashboards: the cause and how a child ended as one word each, with the details as text.
+    ///
+    /// ```json
+    /// {
+    ///     "supervisor": "root", "clean": false, "cause": "stopped", "why": null, "signal": "SIGTERM",
+    ///     "aborted": ["mails", "mails/invoice"], "leaked": [],
+    ///     "failed": [{ "child": "store", "exit": "failed", "error": "disk full" }],
+    ///     "took": "1s 500ms"
+    /// }
+    /// ```
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(serde::Serialize)]
+        struct Failed<'r> {
+            child: &'r str,
+            exit: &'static str,
+            error: Option<Arc<str>>,
+        }
+
+        #[derive(serde::Serialize)]
+        struct Data<'r> {
+            supervisor: &'r str,
+            clean: bool,
+            cause: &'static str,
+            why: Option<String>,
+            signal: Option<Signal>,
+            aborted: &'r [Arc<str>],
+            leaked: &'r [Arc<str>],
+            failed: Vec<Failed<'r>>,
+            #[serde(with = "humantime_serde")]
+            took: Duration,
+        }
+
+        let (cause, why) = match &self.cause {
+            Cause::Stopped => ("stopped", None),
+            Cause::AutoShutdown { child } => ("auto_shutdown", Some(format!("`{child}` ended"))),
+            Cause::MeltedDown(down) => ("melted_down", Some(down.what())),
+            Cause::Lost => ("lost", None),
+        };
+        let failed = self.failed.iter().map(|(child, exit)| match exit {
+            Exit::Panicked(said) => Failed { child, exit: exit.as_str(), error: Some(Arc::clone(said)) },
+            exit => Failed { child, exit: exit.as_str(), error: exit.text() },
+        });
+        Data {
+            supervisor: &self.supervisor,
+            clean: self.is_clean(),
+            cause,
+            why,
+            signal: self.signal,
+            aborted: &self.aborted,
+            leaked: &self.leaked,
+            failed: failed.collect(),
+            took: whole(self.took),
+        }
+        .serialize(serializer)
+    }
+}

@@ -87,7 +87,7 @@ pub struct Snapshot {
     pub children: Vec<ChildSnapshot>,
 }
 
-/// A child at one moment.
+/// A child at one moment. As data, durations are text with units: `"1m 15s"`.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ChildSnapshot {
@@ -100,8 +100,10 @@ pub struct ChildSnapshot {
     /// How often it has been restarted after a fall of its own.
     pub restarts: u64,
     /// How long it has been up.
+    #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
     pub uptime: Option<Duration>,
     /// In how long it is restarted; `None` also while it waits for its turn.
+    #[cfg_attr(feature = "serde", serde(default, with = "humantime_serde"))]
     pub next_restart: Option<Duration>,
     /// How it last failed.
     pub last_error: Option<Arc<str>>,

@@ -16,6 +16,8 @@ use tokio_util::task::TaskTracker;
 use crate::runner::Guard;
 use crate::shared::Nest;
 #[cfg(feature = "tracing")]
+use crate::telemetry::TARGET;
+#[cfg(feature = "tracing")]
 use crate::worker::shielded;
 use crate::worker::{CatchUnwind, IntoExit, Launch, spawn};
 use crate::{Child, Context, Exit};
@@ -422,7 +424,9 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let failures = std::mem::take(&mut self.state().failures);
         for (failure, _) in failures {
-            shielded(|| tracing::error!(tasks = &*self.name, %failure, "nobody took this failure"));
+            shielded(
+                || tracing::error!(target: TARGET, tasks = &*self.name, %failure, "nobody took this failure"),
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ pub(crate) fn record(event: &Event) {
 }
 
 #[cfg(feature = "tracing")]
-const TARGET: &str = "async_supervisor";
+pub(crate) const TARGET: &str = "async_supervisor";
 
 #[cfg(feature = "tracing")]
 fn trace(event: &Event) {
@@ -54,27 +54,18 @@ fn trace(event: &Event) {
 
 #[cfg(feature = "metrics")]
 fn count(event: &Event) {
-    use crate::{EventKind, Exit};
-    let mut labels = vec![metrics::Label::new("supervisor", event.supervisor.to_string())];
+    use crate::EventKind;
+    let mut labels = vec![metrics::Label::new("name", event.supervisor.to_string())];
     let name = match &event.kind {
-        EventKind::Started { .. } => "supervisor_starts_total",
+        EventKind::Started { .. } => "async_supervisor_starts_total",
         EventKind::Exited { exit, .. } => {
-            let exit = match exit {
-                Exit::Completed => "completed",
-                Exit::Failed(_) => "failed",
-                Exit::Panicked(_) => "panicked",
-                Exit::Aborted => "aborted",
-                Exit::NotReady(_) => "not_ready",
-                Exit::MissedHeartbeat(_) => "missed_heartbeat",
-                Exit::MeltedDown(_) => "melted_down",
-            };
-            labels.push(metrics::Label::from_static_parts("exit", exit));
-            "supervisor_exits_total"
+            labels.push(metrics::Label::from_static_parts("exit", exit.as_str()));
+            "async_supervisor_exits_total"
         }
-        EventKind::Restarting { .. } => "supervisor_restarts_total",
-        EventKind::TaskFailed { .. } => "supervisor_task_failures_total",
-        EventKind::Stuck { .. } => "supervisor_stuck_total",
-        EventKind::Stalled(_) => "supervisor_stalls_total",
+        EventKind::Restarting { .. } => "async_supervisor_restarts_total",
+        EventKind::TaskFailed { .. } => "async_supervisor_task_failures_total",
+        EventKind::Stuck { .. } => "async_supervisor_stuck_total",
+        EventKind::Stalled(_) => "async_supervisor_stalls_total",
         _ => return,
     };
     metrics::counter!(name, labels).increment(1);

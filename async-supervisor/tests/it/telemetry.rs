@@ -106,10 +106,10 @@ fn falls_and_restarts_are_logged_and_counted() {
     assert_eq!(
         counts,
         [
-            "supervisor_exits_total{supervisor=root,exit=completed} 1",
-            "supervisor_exits_total{supervisor=root,exit=failed} 1",
-            "supervisor_restarts_total{supervisor=root} 1",
-            "supervisor_starts_total{supervisor=root} 2",
+            "async_supervisor_exits_total{name=root,exit=completed} 1",
+            "async_supervisor_exits_total{name=root,exit=failed} 1",
+            "async_supervisor_restarts_total{name=root} 1",
+            "async_supervisor_starts_total{name=root} 2",
         ]
     );
 }

@@ -208,11 +208,37 @@ root (rest_for_one) running
 #[tokio::test(start_paused = true)]
 async fn the_snapshot_as_data() {
     let log = Log::new();
-    let s = up(Supervisor::one_for_one().with_name("root").with_child(sub(&log, &["b"]).into_child())).await;
+    let fails = log.child("a").with_backoff(Backoff::constant(secs(60)));
+    let s = tolerant(Supervisor::one_for_one()).with_name("root");
+    let s = up(s.with_children([sub(&log, &["b"]).into_child(), fails])).await;
+    sleep(secs(75)).await;
+    log.tell("a", Order::Fail).await;
     let snapshot = s.snapshot();
     let json = serde_json::to_string(&snapshot).unwrap();
+    assert!(json.contains(r#""uptime":"1m 15s"#) && json.contains(r#""next_restart":"1m""#), "{json}");
     assert!(json.contains(r#""strategy":"one_for_one","state":"running""#), "{json}");
     assert_eq!(serde_json::from_str::<async_supervisor::Snapshot>(&json).unwrap(), snapshot);
+}
+
+#[cfg(feature = "serde")]
+#[tokio::test(start_paused = true)]
+async fn the_report_as_data() {
+    let deaf = Child::new("deaf", async |_: Context| std::future::pending::<()>().await)
+        .with_shutdown(Shutdown::Timeout(secs(90)));
+    let bad = Child::new("bad", async |ctx: Context| {
+        ctx.cancelled().await;
+        Err::<(), _>("disk full")
+    });
+    let s = up(Supervisor::one_for_one().with_name("root").with_children([deaf, bad])).await;
+    let data = serde_json::to_value(s.stop().await).unwrap();
+    assert!(data["took"].as_str().unwrap().starts_with("1m 30s"), "{data}");
+    let expected = serde_json::json!({
+        "supervisor": "root", "clean": false, "cause": "stopped", "why": null, "signal": null,
+        "aborted": ["deaf"], "leaked": [],
+        "failed": [{ "child": "bad", "exit": "failed", "error": "disk full" }],
+        "took": data["took"],
+    });
+    assert_eq!(data, expected);
 }
 
 #[tokio::test(start_paused = true)]
