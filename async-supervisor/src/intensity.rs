@@ -43,7 +43,7 @@ impl Intensity {
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if self.limit.is_some() && self.period.is_zero() {
-            return Err(ConfigError::new("intensity.period", "0ns", "more than zero"));
+            return Err(ConfigError::new("intensity.period", "0ns", "longer than zero"));
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Every {
 
     pub(crate) fn check(&self) -> Result<(), Wrong> {
         if self.period.is_zero() {
-            Err(("every.period", "0ns".into(), "more than zero"))
+            Err(("every.period", "0ns".into(), "longer than zero"))
         } else if !(0.0..=1.0).contains(&self.jitter) {
             Err(("every.jitter", self.jitter.to_string(), "a fraction from 0 to 1"))
         } else {

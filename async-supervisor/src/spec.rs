@@ -100,13 +100,13 @@ impl Rules {
         } else if self.significant && auto_shutdown == AutoShutdown::Never {
             significant("an auto_shutdown of the supervisor")
         } else if self.heartbeat == zero {
-            heartbeat("more than zero")
+            heartbeat("longer than zero")
         } else if self.heartbeat.is_some() && self.mute {
             heartbeat("none, since supervisors and tracked tasks never beat")
         } else if self.heartbeat.zip(self.every).is_some_and(|(within, every)| within <= every.longest()) {
-            heartbeat("more than its period and jitter, since its ticks are its heartbeats")
+            heartbeat("longer than its period and jitter, since its ticks are its heartbeats")
         } else if self.readiness == zero {
-            Err(("child.readiness", said(zero), "more than zero"))
+            Err(("child.readiness", said(zero), "longer than zero"))
         } else {
             self.backoff.check().and(self.every.map_or(Ok(()), |every| every.check()))
         }

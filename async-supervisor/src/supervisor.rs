@@ -117,6 +117,9 @@ impl Supervisor {
     ///
     /// So that nobody is aborted unasked, all that is left is asked to end, out of turn, the [abort grace](Self::with_abort_grace) before
     /// that (half of a budget that is shorter than twice the grace).
+    ///
+    /// Zero, which might be meant as "at once" or as "no budget", is refused when the supervisor is started. What has nothing to clean up is
+    /// stopped at once by [`Shutdown::Abort`].
     pub fn with_stop_budget(mut self, budget: Duration) -> Self {
         self.config.stop_budget = Some(budget);
         self
@@ -160,10 +163,13 @@ impl Supervisor {
         check_name("supervisor.name", &self.config.name)?;
         self.config.intensity.check()?;
         if self.watchdog.is_some_and(|limit| limit.is_zero()) {
-            return Err(ConfigError::new("watchdog", "0ns", "more than zero"));
+            return Err(ConfigError::new("watchdog", "0ns", "longer than zero"));
+        }
+        if self.config.stop_budget.is_some_and(|budget| budget.is_zero()) {
+            return Err(ConfigError::new("stop_budget", "0ns", "longer than zero"));
         }
         if self.config.abort_grace.is_zero() {
-            return Err(ConfigError::new("abort_grace", "0ns", "more than zero"));
+            return Err(ConfigError::new("abort_grace", "0ns", "longer than zero"));
         }
         let there = children.len();
         if let Some(limit) = self.config.max_children.filter(|most| there > *most) {

@@ -34,10 +34,11 @@ async fn it_is_refused_by_field_and_value() {
         ),
         (
             one().with_intensity(Intensity::new(3, Duration::ZERO)),
-            "invalid `intensity.period`: 0ns; expected more than zero",
+            "invalid `intensity.period`: 0ns; expected longer than zero",
         ),
-        (one().with_watchdog(Duration::ZERO), "invalid `watchdog`: 0ns; expected more than zero"),
-        (one().with_abort_grace(Duration::ZERO), "invalid `abort_grace`: 0ns; expected more than zero"),
+        (one().with_watchdog(Duration::ZERO), "invalid `watchdog`: 0ns; expected longer than zero"),
+        (one().with_stop_budget(Duration::ZERO), "invalid `stop_budget`: 0ns; expected longer than zero"),
+        (one().with_abort_grace(Duration::ZERO), "invalid `abort_grace`: 0ns; expected longer than zero"),
         (
             one().with_child(tasks.child().with_heartbeat(second)),
             "invalid `child.heartbeat`: 1s; expected none, since supervisors and tracked tasks never beat, for child `jobs`",
@@ -60,18 +61,18 @@ async fn it_is_refused_by_field_and_value() {
         ),
         (
             one().with_child(child("a").with_heartbeat(Duration::ZERO)),
-            "invalid `child.heartbeat`: 0ns; expected more than zero, for child `a`",
+            "invalid `child.heartbeat`: 0ns; expected longer than zero, for child `a`",
         ),
         (
             one().with_child(child("a").with_readiness(Duration::ZERO)),
-            "invalid `child.readiness`: 0ns; expected more than zero, for child `a`",
+            "invalid `child.readiness`: 0ns; expected longer than zero, for child `a`",
         ),
         (
             one().with_child(
                 Child::periodic("a", Every::new(second).with_jitter(0.5), async |_: Context| {})
                     .with_heartbeat(second),
             ),
-            "invalid `child.heartbeat`: 1s; expected more than its period and jitter, since its ticks are its heartbeats, for child `a`",
+            "invalid `child.heartbeat`: 1s; expected longer than its period and jitter, since its ticks are its heartbeats, for child `a`",
         ),
         (
             one().with_child(child("a").with_backoff(Backoff::exponential(second, second / 2))),
@@ -83,7 +84,7 @@ async fn it_is_refused_by_field_and_value() {
         ),
         (
             one().with_child(Child::periodic("a", Every::new(Duration::ZERO), async |_: Context| {})),
-            "invalid `every.period`: 0ns; expected more than zero, for child `a`",
+            "invalid `every.period`: 0ns; expected longer than zero, for child `a`",
         ),
         (
             one().with_child(Child::periodic(
