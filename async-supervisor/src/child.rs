@@ -149,8 +149,8 @@ impl Child {
     /// after `limit` is stopped, and its start has failed. Zero is refused when the supervisor is started.
     ///
     /// Starts are sequential, restarts too: while one child gets ready, or is being stopped, no sibling is started or restarted. What is slow
-    /// to get ready, and nobody waits for, is better without readiness or in a [pool](crate::Supervisor::pool). Under a supervisor of its own its
-    /// restarts hold up nobody else; its first start still does, since a supervisor is up when its children are.
+    /// to get ready, and nobody waits for, is better without readiness or in a [pool](crate::Supervisor::pool). Or put it under a supervisor of its own:
+    /// the others then wait for its first start only (a supervisor is up when its children are), and no longer for its restarts.
     ///
     /// With readiness, a start can fail: the child ends, or its time is up, before it is ready. A *first* start that fails, of the supervisor or
     /// by [`add`](crate::Handle::add), is not tried again: the whole start, or the `add`, fails ([`StartError`](crate::StartError),
