@@ -46,8 +46,12 @@ fn trace(path: &Path, event: &Event<'_>) {
         Event::Failed(Fault { kind, .. }) => {
             tracing::warn!(target: TARGET, path, cause = ?kind, "file not replaced")
         }
-        Event::Waiting => tracing::debug!(target: TARGET, path, "waiting for another process"),
-        Event::Committed { changes } => tracing::debug!(target: TARGET, path, changes, "commit over"),
+        Event::Waiting => {
+            tracing::debug!(target: TARGET, path, "waiting for another process");
+        }
+        Event::Committed { changes } => {
+            tracing::debug!(target: TARGET, path, changes, "commit over");
+        }
     }
 }
 
