@@ -127,15 +127,16 @@ pub(crate) fn array(text: &[u8], range: &Range<usize>) -> Option<Vec<Range<usize
     Some(elements)
 }
 
-/// The key that a quoted string stands for.
+/// The key that a quoted string stands for, for comparison: no two that differ are the same here.
 pub(crate) fn key(quoted: &[u8]) -> Cow<'_, str> {
     let plain = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
     if plain.contains(&b'\\') {
-        // Half of a surrogate pair is no text: such a key must equal no other.
-        return Cow::Owned(
-            serde_json::from_slice(quoted)
-                .unwrap_or_else(|_| format!("\0{}", String::from_utf8_lossy(plain))),
-        );
+        return Cow::Owned(match serde_json::from_slice::<String>(quoted) {
+            // Half of a surrogate pair is no text: such a key is as it is spelled, behind a zero that no other has alone.
+            Err(_) => format!("\0{}", String::from_utf8_lossy(plain)),
+            Ok(key) if key.starts_with('\0') => format!("\0{key}"),
+            Ok(key) => key,
+        });
     }
     String::from_utf8_lossy(plain)
 }

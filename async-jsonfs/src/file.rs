@@ -110,7 +110,8 @@ impl JsonFile {
         self
     }
 
-    /// Makes the directories that are missing when it writes.
+    /// Makes the directories that are missing when it writes, each of them durable in its parent. (One that another program has just made, or
+    /// this one before it was killed, is taken as it is.)
     pub fn with_create_parents(mut self) -> Self {
         self.options.create_parents = true;
         self

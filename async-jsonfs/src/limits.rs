@@ -110,7 +110,7 @@ fn scan(text: &[u8], options: &Options) -> Result<(), (usize, Broken)> {
                     {
                         let key = document::key(&text[at..end]);
                         if options.duplicate_keys == DuplicateKeys::Refuse && !keys.insert(key.clone()) {
-                            return Err((at, Broken::Duplicate(key.into_owned())));
+                            return Err((at, Broken::Duplicate(key.trim_start_matches('\0').to_owned())));
                         }
                         at = end;
                         continue;

@@ -52,6 +52,8 @@ pub(crate) struct DirId {
 pub(crate) trait Ops: fmt::Debug + Send + Sync {
     fn open_dir(&self, path: &Path) -> io::Result<OwnedFd>;
     fn make_dir(&self, path: &Path) -> io::Result<()>;
+    /// If it is empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
     fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
     fn list(&self, dir: &OwnedFd) -> io::Result<Vec<OsString>>;
     fn sync_dir(&self, dir: &OwnedFd) -> io::Result<()>;
@@ -93,6 +95,10 @@ impl Ops for System {
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         std::fs::create_dir(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir(path)
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {

@@ -81,7 +81,11 @@ impl Replace<'_> {
             // A network file system may say no to what it has done.
             let done = ops.stat_at(&target.dir, &target.name).ok().zip(ops.stat(&file).ok());
             if done.is_none_or(|(there, ours)| there.id != ours.id) {
-                return Err(error).step("rename the temporary file over it");
+                let step = match error.kind() {
+                    io::ErrorKind::ResourceBusy => "replace a file that something is mounted on",
+                    _ => "rename the temporary file over it",
+                };
+                return Err(error).step(step);
             }
         }
         std::mem::forget(guard);

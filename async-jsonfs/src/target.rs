@@ -152,13 +152,18 @@ fn make_parents(ops: &dyn Ops, path: &Path) -> Result<OwnedFd, Fault> {
         }
     };
     for path in missing.iter().rev() {
-        match ops.make_dir(path) {
+        let made = match ops.make_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(error).step("make the directory");
             }
-            _ => {}
+            made => made.is_ok(),
+        };
+        let synced = ops.sync_dir(&above).step("sync the new directory's parent");
+        if synced.is_err() && made {
+            // The next call would take it for durable.
+            let _ = ops.remove_dir(path);
         }
-        ops.sync_dir(&above).step("sync the new directory's parent")?;
+        synced?;
         above = ops.open_dir(path).step("open the new directory")?;
     }
     Ok(above)

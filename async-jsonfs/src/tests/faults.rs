@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::hooked::{Fault, Hooked};
+use super::hooked::{Fault, Hooked, Sweeper};
 use crate::{Durability, Error, JsonFile, Outcome, Saved, Store};
 
 const OLD: &str = "{ \"old\": 1 }";
@@ -241,6 +241,47 @@ async fn directories_that_are_made_are_durable_before_what_is_in_them() {
         let error = file.save(1).await.unwrap_err();
         assert_eq!(error.outcome(), Outcome::NotWritten);
         assert!(!path.exists());
+        ops.set(Fault::None);
         file.save(1).await.unwrap();
+        let calls = ops.calls();
+        // Whatever is there by now is durable, or is made durable.
+        let (made, synced) = (
+            calls.iter().filter(|call| **call == "make_dir").count(),
+            calls.iter().filter(|call| **call == "sync_dir").count(),
+        );
+        let expected = if nth == 0 { 2 } else { 1 };
+        assert_eq!((made, synced), (expected, expected + 1), "{call} {nth}: {calls:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweeper_that_is_faster_than_the_writers_lock_takes_nothing_from_it() {
+    for sweeper in [Sweeper::HasLocked, Sweeper::HasRemoved] {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("a.json");
+        fs::write(&path, OLD).unwrap();
+        let ops = Hooked::new(Fault::None);
+        let file = JsonFile::new(&path).with_ops(Arc::clone(&ops) as _);
+        ops.set(Fault::Swept(sweeper));
+        assert_eq!(file.save(1).await.unwrap(), Saved::Written);
+        assert_eq!(ops.calls().iter().filter(|call| **call == "create").count(), 2, "{sweeper:?}");
+        ops.sweeper_ends();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
+        assert_eq!(temporaries(dir.path()), 0, "{sweeper:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_something_is_mounted_on_is_refused_and_nothing_stays() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    fs::write(&path, OLD).unwrap();
+    let ops = Hooked::new(Fault::None);
+    let file = JsonFile::new(&path).with_ops(Arc::clone(&ops) as _);
+    ops.set(Fault::Named("rename", 0, Errno::BUSY));
+    let error = file.save(1).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotWritten);
+    assert!(error.to_string().contains("cannot replace a file that something is mounted on: "), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), OLD);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -24,6 +24,14 @@ pub(super) enum Fault {
     From(usize, Errno),
     /// This one is done, and an error reported.
     Done(usize),
+    /// Somebody who sweeps comes to the next new temporary file before its writer has locked it, and has got this far.
+    Swept(Sweeper),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sweeper {
+    HasLocked,
+    HasRemoved,
 }
 
 /// What changes the file system, as far as a crash is concerned.
@@ -70,6 +78,8 @@ struct State {
     calls: Vec<&'static str>,
     log: Vec<Event>,
     inodes: HashMap<u64, u64>,
+    /// The file of a sweeper that is at it.
+    swept: Option<File>,
 }
 
 impl Hooked {
@@ -78,7 +88,7 @@ impl Hooked {
     }
 
     pub(super) fn with(fault: Fault, short: bool) -> Arc<Self> {
-        let state = State { fault, calls: Vec::new(), log: Vec::new(), inodes: HashMap::new() };
+        let state = State { fault, calls: Vec::new(), log: Vec::new(), inodes: HashMap::new(), swept: None };
         Arc::new(Self { inner: System, state: Mutex::new(state), short, frozen: false })
     }
 
@@ -100,6 +110,26 @@ impl Hooked {
 
     pub(super) fn calls(&self) -> Vec<&'static str> {
         self.state.lock().unwrap().calls.clone()
+    }
+
+    /// The sweeper goes on, and is done.
+    pub(super) fn sweeper_ends(&self) {
+        drop(self.state.lock().unwrap().swept.take());
+    }
+
+    fn sweep(&self, dir: &OwnedFd, name: &OsStr) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        if let Fault::Swept(sweeper) = state.fault {
+            state.fault = Fault::None;
+            let theirs = self.inner.open(dir.as_fd(), name.as_ref(), false)?;
+            assert!(self.inner.try_lock(&theirs)?);
+            state.swept = Some(theirs);
+            if sweeper == Sweeper::HasRemoved {
+                self.inner.remove(dir, name)?;
+                state.swept = None;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn log(&self) -> Vec<Event> {
@@ -147,6 +177,10 @@ impl Ops for Hooked {
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.hook("make_dir", || self.inner.make_dir(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.hook("remove_dir", || self.inner.remove_dir(path))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
@@ -212,6 +246,7 @@ impl Ops for Hooked {
                 next
             };
             self.record(Event::Create { name: name.to_owned(), inode });
+            self.sweep(dir, name)?;
             Ok(file)
         })
     }

@@ -367,3 +367,35 @@ async fn a_merge_makes_the_file_if_asked_to() {
         fs::remove_file(&path).unwrap();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_key_with_half_a_surrogate_pair_is_no_other_key_and_stays() {
+    #[derive(Deserialize, Serialize)]
+    struct Known {
+        n: u64,
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    // Each differs from each, however it is spelled: no text, text that looks like it, and text with a zero before that.
+    let odd =
+        r#""\ud800": 1, "\ud801": 2, "\udc00": 3, "\\ud800": 4, "\u0000\\ud800": 5, "\u0000": 6, "": 7"#;
+    let file = |n: u64| format!(r#"{{"n": {n}, "odd": {{{odd}}}}}"#);
+    fs::write(&path, file(1)).unwrap();
+    update(&path, |known: &mut Known| known.n += 1).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), file(2));
+    merge(&path, json!({"n": 3})).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), file(3));
+    // The others are removed and changed beside them.
+    merge(&path, json!({"odd": {"\\ud800": null}})).await.unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), file(3).replace(r#" "\\ud800": 4,"#, ""));
+    merge(&path, json!({"odd": {"\0\\ud800": null, "\0": 8, "": null}})).await.unwrap();
+    let rest = r#"{"n": 3, "odd": {"\ud800": 1, "\ud801": 2, "\udc00": 3, "\u0000": 8}}"#;
+    assert_eq!(fs::read_to_string(&path).unwrap(), rest);
+    // Nor are they taken for duplicates.
+    fs::write(&path, format!("{{{odd}}}")).unwrap();
+    let strict = JsonFile::new(&path).with_duplicate_keys(async_jsonfs::DuplicateKeys::Refuse);
+    strict.merge(json!({"": 9})).await.unwrap();
+    fs::write(&path, r#"{"\ud800": 1, "\ud800": 2}"#).unwrap();
+    let error = strict.merge(json!({"": 9})).await.unwrap_err();
+    assert!(error.to_string().contains(r"the key `\ud800` is there twice"), "{error}");
+}

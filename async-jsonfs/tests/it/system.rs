@@ -1,10 +1,11 @@
-//! Real disks that are full, and runtimes that go away.
+//! Real disks that are full, permissions that are missing, and runtimes that go away.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use async_jsonfs::{JsonFile, Outcome, Saved, Store, Version, load, merge, save, update};
+use async_jsonfs::{Error, JsonFile, Outcome, Saved, Store, Version, load, merge, save, update};
 use async_policy::testing::drop_at_every_await;
 use serde_json::json;
 use tempfile::TempDir;
@@ -36,7 +37,7 @@ fn files(dir: &Path) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn who_may_write_the_file_may_lock_it() {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    use std::os::unix::fs::{MetadataExt, chown};
     let dir = TempDir::new().unwrap();
     let (path, lock) = (dir.path().join("a.json"), dir.path().join(".a.json.lock"));
     fs::write(&path, "1").unwrap();
@@ -79,6 +80,126 @@ async fn a_full_disk() {
     // What fits goes in.
     store.update(|text| text.truncate(7)).await.unwrap();
     assert_eq!(load::<String>(&path).await.unwrap(), "x".repeat(7));
+}
+
+/// A file that is mounted over another, where this process may do that.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn mount(source: &Path, path: &Path) -> Option<Self> {
+        let mounted = Command::new("mount").arg("--bind").args([source, path]).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_mounted_over_another_is_read_and_not_replaced() {
+    let dir = TempDir::new().unwrap();
+    let (source, path) = (dir.path().join("source.json"), dir.path().join("a.json"));
+    fs::write(&source, "1").unwrap();
+    fs::write(&path, "0").unwrap();
+    let Some(_bound) = Bound::mount(&source, &path) else {
+        // What is said then has a test with an injected fault.
+        eprintln!("SKIPPED: no permission to mount a file");
+        return;
+    };
+    assert_eq!(load::<u8>(&path).await.unwrap(), 1);
+    let store = Store::<u8>::open(&path).await.unwrap();
+    for error in [save(&path, 2).await.unwrap_err(), store.update(|n| *n = 2).await.unwrap_err()] {
+        assert_eq!(error.outcome(), Outcome::NotWritten);
+        assert!(
+            error.to_string().contains("cannot replace a file that something is mounted on: "),
+            "{error}"
+        );
+    }
+    assert_eq!((load::<u8>(&path).await.unwrap(), *store.snapshot()), (1, 1));
+    let left = files(dir.path());
+    assert!(left.iter().all(|name| !name.ends_with("tmp")), "{left:?}");
+}
+
+/// Permissions do not bind root, so as root this runs the test once more as somebody else; `None` if that is not to be had.
+fn as_nobody(test: &str) -> Option<bool> {
+    if !rustix::process::geteuid().is_root() {
+        return Some(false);
+    }
+    // Copied to where anybody may read it: a target directory may be private.
+    let place = TempDir::new().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = place.path().join("test");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut run = Command::new("setpriv");
+    run.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    let run = run.args(["--exact", test, "--nocapture"]).current_dir("/").output().ok()?;
+    let told = String::from_utf8_lossy(&run.stdout);
+    assert!(
+        run.status.success() && told.contains("1 passed"),
+        "{told}{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    Some(true)
+}
+
+#[tokio::test]
+async fn what_is_not_permitted_is_said_and_changes_nothing() {
+    match as_nobody("system::what_is_not_permitted_is_said_and_changes_nothing") {
+        Some(true) => return,
+        Some(false) => {}
+        None => {
+            assert!(std::env::var_os("CI").is_none(), "setpriv is not installed");
+            eprintln!("SKIPPED: this is root, and setpriv is not installed");
+            return;
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let inside = dir.path().join("inside");
+    let path = inside.join("a.json");
+    fs::create_dir(&inside).unwrap();
+    fs::write(&path, "1").unwrap();
+    let store = Store::<u8>::open(&path).await.unwrap();
+    let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let denied = |error: &Error| {
+        let kind = error.io_error().map(std::io::Error::kind);
+        assert_eq!(kind, Some(std::io::ErrorKind::PermissionDenied), "{error}");
+        assert_eq!(error.outcome(), Outcome::NotWritten);
+    };
+    let changes = async || {
+        let errors = [
+            save(&path, 2).await.unwrap_err(),
+            update(&path, |n: &mut u8| *n = 2).await.unwrap_err(),
+            merge(&path, 2).await.unwrap_err(),
+            JsonFile::new(&path).without_process_lock().save(2).await.unwrap_err(),
+            store.update(|n| *n = 2).await.unwrap_err(),
+        ];
+        assert_eq!(*store.snapshot(), 1);
+        errors
+    };
+    // A directory in which nothing can be made.
+    permit(&inside, 0o555);
+    changes().await.iter().for_each(denied);
+    assert_eq!(load::<u8>(&path).await.unwrap(), 1);
+    assert_eq!(files(&inside), ["a.json"]);
+    let below = inside.join("b/c.json");
+    denied(&JsonFile::new(below).with_create_parents().save(1).await.unwrap_err());
+    // One that cannot be entered.
+    permit(&inside, 0);
+    changes().await.iter().for_each(denied);
+    denied(&load::<u8>(&path).await.unwrap_err());
+    permit(&inside, 0o755);
+    // A file that cannot be read can be replaced, but not changed. (`w` is there: it is not read-only.)
+    permit(&path, 0o200);
+    denied(&load::<u8>(&path).await.unwrap_err());
+    denied(&update(&path, |n: &mut u8| *n = 2).await.unwrap_err());
+    assert_eq!(files(&inside), ["a.json"]);
+    save(&path, 3).await.unwrap();
+    permit(&path, 0o600);
+    assert_eq!(load::<u8>(&path).await.unwrap(), 3);
+    assert_eq!(files(&inside), [".a.json.lock", "a.json"]);
 }
 
 #[tokio::test]
