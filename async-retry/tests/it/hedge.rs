@@ -295,6 +295,17 @@ async fn a_loser_that_panics_while_it_is_dropped_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_earlier_error_that_panics_while_it_is_dropped_does_not_cost_the_answer() {
+    let count = AtomicU32::new(0);
+    let hedge = Hedge::after(ms(50));
+    let call = hedge.call(async || match count.fetch_add(1, Relaxed) {
+        0 => Err(Bomb),
+        n => Ok(n),
+    });
+    assert!(matches!(caught(call).await, Ok(Ok(1))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_listener_that_panics_meets_no_loser_that_panics_too() {
     /// Ends the process when it is dropped during another panic.
     struct Unforgiving;
