@@ -85,7 +85,7 @@ impl<S: Source, W: Work<S::Item>, K: Keep<Item = S::Item>> Engine<S, W, K> {
         if timer.deadline() != next {
             timer.as_mut().reset(next);
         }
-        // Items that used up the task's budget must not keep the timer from being looked at.
+        // A timer without budget left would have the task polled again at once, in vain.
         pin!(coop::unconstrained(timer)).poll(cx)
     }
 }

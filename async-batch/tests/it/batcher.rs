@@ -116,6 +116,25 @@ async fn a_batch_closes_before_it_is_too_heavy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_that_one_did_not_fit_in_takes_keys_again_when_somebody_leaves() {
+    let weigh = |key: &u64| *key as usize;
+    let (batcher, log) = doubler(Batcher::builder().with_max_weight(n(100), weigh), ms(100));
+    let under_way = load(&batcher, 1);
+    sleep(ms(10)).await;
+    let (stays, leaves) = (load(&batcher, 60), load(&batcher, 31));
+    settle().await;
+    let does_not_fit = load(&batcher, 20);
+    settle().await;
+    leaves.abort();
+    settle().await;
+    let fits = load(&batcher, 40);
+    for load in [under_way, stays, does_not_fit, fits] {
+        load.await.unwrap().unwrap();
+    }
+    assert_eq!(batches(&log), [vec![1], vec![60, 40], vec![20]]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_most_so_many_calls_are_under_way_and_a_batch_that_waits_goes_on_collecting() {
     let (batcher, log) =
         doubler(Batcher::builder().with_max_items(n(10)).with_max_delay(ms(1)).with_in_flight(n(1)), ms(100));

@@ -73,6 +73,32 @@ async fn fail_fast_waits_until_spawned_items_have_stopped() {
     assert!(outcomes.failures()[1..].iter().all(|(_, error)| error.is_cancelled()));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_blocking_item_that_takes_too_long_ends_with_its_own_result() {
+    let gather = Gather::up_to::<1>;
+    for gather in [gather().with_item_timeout(ms(10)), gather().with_deadline(ms(10))] {
+        let (running, has_begun) = oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel();
+        let both = std::sync::Mutex::new(Some((running, released)));
+        let run = gather.spawn_blocking(0..1, move |n| {
+            let (running, released) = both.lock().unwrap().take().unwrap();
+            running.send(()).unwrap();
+            released.recv().unwrap();
+            if n == 0 { Err("its own") } else { Ok(n) }
+        });
+        let pass = async {
+            has_begun.await.unwrap();
+            tokio::time::advance(ms(20)).await;
+            for _ in 0..5 {
+                tokio::task::yield_now().await; // the gather sees that, and asks it to end
+            }
+            release.send(()).unwrap();
+        };
+        let (outcomes, ()) = tokio::join!(run, pass);
+        assert_eq!(outcomes.failures(), [(0, ItemError::Operation("its own"))]);
+    }
+}
+
 #[tokio::test]
 async fn fail_fast_waits_for_blocking_items_that_run_and_starts_no_other() {
     let (ended, started) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

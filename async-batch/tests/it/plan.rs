@@ -2,17 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_batch::{Gather, ItemError, Limit, Stopped};
+use async_batch::{Gather, ItemError, Limit, Stop, Stopped};
 use async_policy::{
     Failure, Guard, Operation, Policy, PolicyError, PolicyKind, Reason, Rejection, Timeout, Verdict,
 };
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
 
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -24,7 +25,7 @@ const fn n(n: usize) -> NonZeroUsize {
 
 /// Starts an operation up to three times, as long as its verdict is transient.
 #[derive(Debug)]
-struct Thrice;
+pub(crate) struct Thrice;
 
 impl Policy for Thrice {
     async fn execute<Op>(&self, op: Op) -> Result<Op::Value, Op::Error>
@@ -259,6 +260,44 @@ async fn the_limit_can_change_while_it_runs() {
         assert!((expected..=expected + 5).contains(at), "{starts:?}");
     }
     assert_eq!(limit.get(), n(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_was_woken_may_raise_the_limit_or_request_the_stop_and_wait_for_it() {
+    let (limit, stop, second) = (Limit::new(n(1)), Stop::new(), Semaphore::new(0));
+    let run = Gather::new(n(1)).with_limit(&limit).with_stop(&stop).run(0..2, async |item| {
+        if item == 1 {
+            second.add_permits(1);
+            return Ok(());
+        }
+        yield_now().await;
+        limit.set(n(2));
+        let _ = second.acquire().await;
+        yield_now().await;
+        stop.request();
+        pending::<Result<(), ()>>().await
+    });
+    let outcomes = timeout(ms(100), run).await.expect("the gather sees both");
+    assert_eq!(outcomes.failures(), [(0, ItemError::Cancelled)]);
+    assert_eq!(outcomes.stopped(), Some(Stopped::Requested));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_lowered_by_a_ready_item_holds_for_the_next_one() {
+    let limit = Limit::new(n(2));
+    let starts = RefCell::new(Vec::new());
+    let epoch = Instant::now();
+    let run = Gather::new(n(1)).with_limit(&limit).run(0..4, async |item| {
+        starts.borrow_mut().push((item, epoch.elapsed().as_millis() / 50));
+        match item {
+            0 => sleep(ms(100)).await,
+            1 => limit.set(n(1)),
+            _ => {}
+        }
+        Ok::<_, ()>(())
+    });
+    assert!(run.await.is_ok());
+    assert_eq!(starts.into_inner(), [(0, 0), (1, 0), (2, 2), (3, 2)]);
 }
 
 #[tokio::test(start_paused = true)]
