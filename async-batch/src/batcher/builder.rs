@@ -13,7 +13,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::collect::Bounds;
 use super::{Batcher, Handles, Loaded, Plan, Shared, State, Weigh};
 
-/// What a caller meets when every bulk call is under way and the next batch is full.
+/// What a caller meets when there is [no room](BatcherBuilder::with_in_flight) for its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
     /// It waits for room, in order of arrival.
@@ -67,20 +67,24 @@ impl<K> BatcherBuilder<K> {
     }
 
     /// At most so many bulk calls are under way at once. A batch that is due while they are goes on taking keys until
-    /// it is full; at most as many keys as one batch takes wait beside those under way.
+    /// it is full.
+    ///
+    /// It also says for how many keys there is room: as many as fill these calls and one batch more, those being loaded
+    /// included. With 4 calls and 100 keys a batch that is 500; the 501st meets [`with_when_full`](Self::with_when_full).
     pub const fn with_in_flight(mut self, calls: NonZeroUsize) -> Self {
         self.plan.in_flight = calls;
         self
     }
 
-    /// What a caller meets when there is no room.
+    /// What a caller meets when there is [no room](Self::with_in_flight) for its key.
     pub const fn with_when_full(mut self, when_full: WhenFull) -> Self {
         self.plan.when_full = when_full;
         self
     }
 
     /// Gives each bulk call at most `limit`; then it is dropped, and its callers' error is
-    /// [`LoadError::TimedOut`](crate::LoadError::TimedOut).
+    /// [`LoadError::TimedOut`](crate::LoadError::TimedOut). It is the deadline in force inside the loader, and the only one:
+    /// those of the callers do not reach it.
     pub fn with_load_timeout(mut self, limit: Duration) -> Self {
         self.plan.load_timeout = Some(Timeout::new(limit));
         self

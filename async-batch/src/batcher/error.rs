@@ -3,7 +3,7 @@ use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 
-use async_policy::{PolicyError, Rejection, TimedOut};
+use async_policy::{PolicyError, Rejection, TimedOut, Verdict};
 
 use super::Results;
 use crate::Panicked;
@@ -50,6 +50,11 @@ impl<E: Send> PolicyError for LoadError<E> {
 
     fn timed_out(&self) -> Option<&TimedOut> {
         if let Self::TimedOut(timed_out) = self { Some(timed_out) } else { None }
+    }
+
+    /// [`Missing`](Self::Missing) would be so again, and the loader is well; what else it is, another try may work.
+    fn verdict(&self) -> Verdict {
+        if let Self::Missing = self { Verdict::Permanent } else { Verdict::Transient }
     }
 }
 

@@ -44,6 +44,31 @@ pub use error::{LoadError, Loaded};
 /// again when there is room for it. How long it waits for room, for another bulk call to end, and for its own, is not known
 /// beforehand: put a time-out round the call.
 ///
+/// No caller's deadline reaches the loader: it works for all of them, each with a deadline of its own, and who gives up
+/// leaves it to the others. In force inside it is that of [`with_load_timeout`](BatcherBuilder::with_load_timeout), if there is one.
+///
+/// # Policies
+///
+/// [`LoadError`] is a [`PolicyError`](async_policy::PolicyError), so a policy *executes* a load. `call` would lift the error a
+/// second time: a refusal would look like the loader's own error, and a retry would try it again.
+///
+/// ```
+/// use async_batch::{Batcher, LoadError};
+/// use async_policy::{Failure, Policy, Timeout};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let users = Batcher::builder().build(async |ids: Vec<u32>| Ok::<_, String>(ids));
+/// let policy = Timeout::from_millis(500); // usually with a retry, a breaker
+/// assert_eq!(policy.execute(|| users.load(7)).await, Ok(7));
+///
+/// users.shutdown().await;
+/// let error = policy.execute(|| users.load(7)).await.unwrap_err();
+/// assert!(matches!(error, LoadError::Rejected(_))); // seen as a refusal by each policy
+/// let twice = policy.call(|| users.load(7)).await.unwrap_err();
+/// assert!(matches!(twice, Failure::Operation(LoadError::Rejected(_)))); // not so
+/// # }
+/// ```
+///
 /// # Examples
 ///
 /// ```

@@ -111,3 +111,33 @@ async fn a_delay_that_ends_after_the_deadline_is_refused_at_once() {
     assert_eq!(within(&batcher, ms(20), 3).await.unwrap(), Ok(3));
     assert_eq!(first.await.unwrap(), Ok(3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_caller_s_deadline_reaches_the_loader_its_own_time_out_does() {
+    let builder = Batcher::builder::<u32>;
+    for (builder, expected) in [(builder(), None), (builder().with_load_timeout(ms(70)), Some(ms(70)))] {
+        let batcher = builder.build(async |keys: Vec<u32>| {
+            let left = Deadline::current().map(|deadline| deadline.instant() - Instant::now());
+            keys.iter().map(|_| Ok::<_, ()>(left)).collect::<Vec<_>>()
+        });
+        let left = Deadline::after(ms(500)).unwrap().scope(batcher.load(1)).await;
+        assert_eq!(left, Ok(expected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_room_for_the_keys_of_all_calls_and_one_batch_more_however_full_the_calls_are() {
+    let (batcher, log) = slow(2, ms(1));
+    let mut loads = vec![within(&batcher, ms(9_999), 0)];
+    sleep(ms(10)).await; // one key is being loaded, in a call that might have had two
+    loads.extend((1..6).map(|key| within(&batcher, ms(9_999), key)));
+    sleep(ms(10)).await;
+    assert_eq!(*log.lock().unwrap(), [vec![0]]);
+    // Four have room; the fifth and the sixth wait for it, so that a deadline which comes first ends their wait.
+    let late = within(&batcher, ms(50), 6);
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
+    assert_eq!(late.await.unwrap(), Err(Reason::DeadlineTooClose));
+    assert_eq!(*log.lock().unwrap(), [vec![0], vec![1, 2], vec![3, 4], vec![5]]);
+}
