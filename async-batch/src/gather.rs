@@ -122,13 +122,15 @@ impl Gather {
     /// Every item that ends by itself without a value counts: by its own error, a time-out, a panic, and a refusal by its
     /// policy too. To a retry or a breaker a refusal says nothing, for the item did not run; but this budget bounds how
     /// many results are missing, and when a breaker has opened there is no point in having all other items refused.
+    /// An `Ok` never counts, whatever a [classifier](PolicyGather::classify_with) says of it.
     pub const fn stop_after(mut self, failures: NonZeroUsize) -> Self {
         self.plan.rule = Rule::After(failures);
         self
     }
 
     /// As [`fail_fast`](Self::fail_fast), but once more than `ratio` of the items that have ended failed, and at least
-    /// `of` have ended. What counts is what counts for [`stop_after`](Self::stop_after).
+    /// `of` have ended. What counts is what counts for [`stop_after`](Self::stop_after): an `Ok` never does, whatever a
+    /// [classifier](PolicyGather::classify_with) says of it.
     ///
     /// # Errors
     ///
@@ -191,6 +193,25 @@ impl Gather {
     ///
     /// It comes last: what else the gather is to do is said before. Policies are asynchronous, so there is no
     /// `spawn_blocking` under them: within the item, await `tokio::task::spawn_blocking`.
+    ///
+    /// Items that need a policy each, as those of several hosts do, call it themselves; what it refused is then in
+    /// [`ItemError::Operation`](crate::ItemError::Operation), and an item counts as one attempt:
+    ///
+    /// ```
+    /// use async_batch::Gather;
+    /// use async_policy::{Policy, Timeout};
+    ///
+    /// # async fn fetch(host: &str, path: &str) -> Result<usize, std::io::Error> { Ok(host.len() + path.len()) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// // The breaker or limit of that host, or a tuple of them.
+    /// let stack_for = |host| Timeout::from_millis(if host == "archive" { 5_000 } else { 250 });
+    /// let pages = [("archive", "/1"), ("quotes", "/1"), ("quotes", "/2")];
+    /// let outcomes = Gather::up_to::<16>()
+    ///     .run(pages, async |(host, path)| stack_for(host).call(|| fetch(host, path)).await)
+    ///     .await;
+    /// assert!(outcomes.is_ok());
+    /// # }
+    /// ```
     pub fn with_policy<P: Policy>(self, policy: P) -> PolicyGather<P> {
         PolicyGather { plan: self.plan, policy: Arc::new(policy), classify: Arc::new(ByError) }
     }
@@ -301,7 +322,35 @@ pub struct PolicyGather<P, C = ByError> {
 
 #[expect(clippy::type_complexity, reason = "the parameters of a run are read by the compiler, not by people")]
 impl<P: Policy, C> PolicyGather<P, C> {
-    /// Says what an item's answer means to the policy; by default its error says so itself.
+    /// Says what an item's answer means to the policy; by default each error is
+    /// [transient](async_policy::Verdict::Transient) and each `Ok` a success.
+    ///
+    /// To the policy alone: how an item ended is its `Result`, so that an `Ok` which no retry made better is still a
+    /// success in the [`Outcomes`](crate::Outcomes), in a failure budget and in a [`Progress`]. Make an answer that is a
+    /// failure an `Err` in the item's own closure; the policy sees that too.
+    ///
+    /// ```
+    /// use async_batch::Gather;
+    /// use async_policy::{Timeout, Verdict};
+    /// use std::num::NonZeroUsize;
+    ///
+    /// # async fn get(path: u32) -> Result<u16, u16> { Ok(503) }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let ten = NonZeroUsize::new(10).unwrap();
+    /// let gather = Gather::up_to::<1>().stop_above(0.1, ten).unwrap().with_policy(Timeout::from_millis(250)); // or a retry
+    /// let well = async |path| match get(path).await {
+    ///     Ok(status) if status >= 400 => Err(status),
+    ///     other => other,
+    /// };
+    /// let gather = gather.classify_with(|answer: Result<&u16, &u16>| match answer {
+    ///     Err(404) => Verdict::Permanent, // trying again is in vain; a failure all the same
+    ///     Err(_) => Verdict::Transient,
+    ///     Ok(_) => Verdict::Success,
+    /// });
+    /// let outcomes = gather.run(0..100, well).await;
+    /// assert_eq!((outcomes.summary().failed, outcomes.summary().started), (10, 10));
+    /// # }
+    /// ```
     pub fn classify_with<D>(self, classify: D) -> PolicyGather<P, D> {
         PolicyGather { plan: self.plan, policy: self.policy, classify: Arc::new(classify) }
     }

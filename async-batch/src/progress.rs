@@ -8,6 +8,8 @@ use crate::draw::Bar;
 
 /// A live view of a gather, to look at from anywhere while it runs.
 ///
+/// An item that ends with an `Ok` has succeeded, whatever a [classifier](crate::PolicyGather::classify_with) says of it.
+///
 /// Clones share the counts. It costs the gather one atomic addition when an item starts and one when it ends. Given to
 /// several gathers, it shows them together.
 ///

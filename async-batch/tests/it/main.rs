@@ -12,3 +12,4 @@ mod race;
 mod spawned;
 mod stop;
 mod streams;
+mod under_policy;
