@@ -52,7 +52,7 @@ impl Text {
     ///
     /// It is none.
     pub fn duration(&self, field: &'static str) -> Result<Duration, ConfigError> {
-        parse_duration(&self.0).map_err(|_| ConfigError::new(field, &self.0, "a duration such as \"250ms\""))
+        sum(&self.0).ok_or_else(|| ConfigError::new(field, &self.0, "a duration such as \"250ms\""))
     }
 
     /// Anything that can be parsed.
@@ -62,6 +62,21 @@ impl Text {
     /// It is not what was `expected`.
     pub fn parse<T: FromStr>(&self, field: &'static str, expected: &str) -> Result<T, ConfigError> {
         self.0.parse().map_err(|_| ConfigError::new(field, &self.0, expected))
+    }
+}
+
+/// The parts of a duration one by one: the parser panics where their sum comes to just more than fits.
+fn sum(text: &str) -> Option<Duration> {
+    let (mut sum, mut rest) = (Duration::ZERO, text);
+    loop {
+        let unit = rest.find(|c: char| c.is_alphabetic()).unwrap_or(rest.len());
+        let end = rest[unit..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |next| unit + next);
+        let (part, more) = rest.split_at(end);
+        sum = sum.checked_add(parse_duration(part).ok()?)?;
+        if more.is_empty() {
+            return Some(sum);
+        }
+        rest = more;
     }
 }
 

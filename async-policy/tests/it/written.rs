@@ -24,7 +24,14 @@ fn durations_have_units() {
         assert_eq!(Text::new(written).duration("field"), Ok(duration));
         assert_eq!(Text::of(duration).as_str(), written);
     }
-    for none in ["250", "-1s", "soon", "", "99999999999999999999s"] {
+    for (written, millis) in
+        [("13.7s", 13_700), ("1m30s500ms", 90_500), ("0", 0), (" 2 s ", 2_000), ("1 000ms", 1_000)]
+    {
+        assert_eq!(Text::new(written).duration("field"), Ok(Duration::from_millis(millis)), "{written}");
+    }
+    assert_eq!(Text::of(Duration::MAX).duration("field"), Ok(Duration::MAX));
+    let (too_long, in_parts) = ("99999999999999999999s", "18446744073709551615s 1000000000ns");
+    for none in ["250", "-1s", "soon", "", "s", "1s 2", "1s, 2s", "µ", too_long, in_parts] {
         let error = Text::new(none).duration("field").unwrap_err();
         assert_eq!((error.field(), error.value()), ("field", none));
     }
