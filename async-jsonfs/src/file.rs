@@ -32,6 +32,15 @@ pub enum Saved {
 /// A replaced file is another file: it has the old one's mode and owner, not its hard links, access control lists, extended attributes and
 /// security labels.
 ///
+/// # Told, and dropped
+///
+/// A call returns when its change is in place and as durable as was asked for; by then its turn is over and the lock free. A replaced file of more than
+/// 16 KiB has been freed by then (its room may be what the next write needs), a smaller one is just after: that can take the file system as long as
+/// the rename, and no later call waits for it. Only a runtime that shuts down does, as for every job.
+///
+/// A call that is dropped while it waits, or before its job begins, does nothing. A job that runs goes on to its end, and has the
+/// file to itself until then: the change is made like any other, and nobody is told. Calls that come later find it made.
+///
 /// # Default
 ///
 /// Durable writes, pretty-printed, symbolic links followed, read-only files refused, at most 256 MiB and 127

@@ -51,6 +51,9 @@ type Changes<T> = Vec<Box<dyn Change<T>>>;
 /// Commits are made by jobs on the blocking pool of a caller's runtime. Callers may be of several runtimes: it does not matter which of them are
 /// polled, and when one shuts down, the callers of the others are served all the same.
 ///
+/// A caller that is dropped before its closure's turn withdraws it; later its change is committed with the others', and nobody is told. When the
+/// replaced file is freed, before the answer or after, is as [`JsonFile`] has it.
+///
 /// Clones are handles of the same store. The last one dropped does not cut off what is queued; [`close`](Self::close)
 /// waits for it.
 ///
@@ -111,7 +114,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropping it opens nothing.
+    /// Dropping it opens nothing and changes nothing.
     ///
     /// # Panics
     ///
@@ -249,7 +252,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropping it stops the waiting, not the commit.
+    /// Dropping it stops the waiting, not the commit; once polled, there is one.
     pub async fn flush(&self) -> Result<(), Error> {
         let (caller, receiver) = oneshot::channel();
         let runtime = Handle::current();

@@ -38,13 +38,13 @@ fn trace(path: &Path, event: &Event<'_>) {
     let path = tracing::field::display(path.display());
     match event {
         Event::Written { bytes, durable } => {
-            tracing::debug!(target: TARGET, path, bytes, durable, "file replaced")
+            tracing::debug!(target: TARGET, path, bytes, durable, "file replaced");
         }
         Event::Failed(Fault { kind, outcome: Outcome::Visible }) => {
             tracing::warn!(target: TARGET, path, cause = ?kind, "file replaced, perhaps not durably");
         }
         Event::Failed(Fault { kind, .. }) => {
-            tracing::warn!(target: TARGET, path, cause = ?kind, "file not replaced")
+            tracing::warn!(target: TARGET, path, cause = ?kind, "file not replaced");
         }
         Event::Waiting => {
             tracing::debug!(target: TARGET, path, "waiting for another process");

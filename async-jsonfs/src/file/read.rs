@@ -24,7 +24,7 @@ impl JsonFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it changes nothing; a read that has begun ends in the background. (It waits for the disk only, and for no deadline.)
+    /// Dropping it changes nothing; a job that runs goes on to its end. (It waits for the disk only, and for no deadline.)
     pub async fn load<T: DeserializeOwned + Send + 'static>(&self) -> Result<T, Error> {
         self.read(parse).await
     }

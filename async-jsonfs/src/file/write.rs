@@ -29,7 +29,7 @@ impl JsonFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropped while it waits, it does nothing. Dropped later, it leaves the old content or the new, nothing else.
+    /// Dropped while it waits, it does nothing. Dropped later, it is done all the same: what is [told](Self#told-and-dropped) is lost, nothing else.
     pub async fn save<T: Serialize + Send + 'static>(&self, value: T) -> Result<Saved, Error> {
         let format = self.options.format;
         self.exclusive(move |held| {

@@ -266,6 +266,30 @@ fn a_job_that_has_not_begun_never_does_once_its_caller_has_gone() {
 }
 
 #[tokio::test]
+async fn a_job_that_runs_goes_on_to_its_end_when_its_caller_has_gone() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    save(&path, 1).await.unwrap();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let call = tokio::spawn(update(path.clone(), move |n: &mut u8| {
+        begun.send(()).unwrap();
+        wait.recv().unwrap();
+        *n = 2;
+    }));
+    begins.await.unwrap();
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    // It has the file to itself still, and later calls find what it has made.
+    let later = tokio::spawn(update(path.clone(), |n: &mut u8| std::mem::replace(n, 3)));
+    tokio::task::yield_now().await;
+    assert_eq!(load::<u8>(&path).await.unwrap(), 1);
+    go.send(()).unwrap();
+    assert_eq!(later.await.unwrap().unwrap(), 2);
+    assert_eq!(load::<u8>(&path).await.unwrap(), 3);
+}
+
+#[tokio::test]
 async fn dropped_at_every_await() {
     let dir = TempDir::new().unwrap();
     let file = JsonFile::new(dir.path().join("a.json"));
