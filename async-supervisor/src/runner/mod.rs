@@ -261,8 +261,10 @@ impl Runner {
             self.replies.push(None);
             CommandId(self.replies.len() - 1)
         });
-        self.replies[id.0] = Some(Asked { reply, child });
-        self.shared.core().command(now, id, verb, name);
+        let asked = self.replies[id.0].insert(Asked { reply, child });
+        if !self.shared.core().command(now, id, verb, name) {
+            bury(asked.reply.place.take());
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) enum Action {
     Forget {
         key: Key,
     },
-    /// It is the command's turn: it has left the queue.
+    /// It is the turn of a command that was queued.
     Begin {
         id: CommandId,
     },

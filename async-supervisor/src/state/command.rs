@@ -56,22 +56,24 @@ impl Core {
         }
     }
 
-    /// Carries out a command in its turn; it is answered when it is done.
-    pub(crate) fn command(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) {
+    /// Carries out a command in its turn; it is answered when it is done. Says whether it is queued, until [`Action::Begin`].
+    pub(crate) fn command(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) -> bool {
+        let mut queued = false;
         if self.is_down() {
             self.reply(id, Err(CommandError::ShutDown));
         } else if let Some(why) = self.blocked() {
             self.reply(id, Err(why(&name)));
         } else if self.is_busy() {
             self.deferred.push_back(Deferred::Command { id, verb, name });
+            queued = true;
         } else {
             self.carry_out(now, id, verb, name);
         }
         self.advance(now);
+        queued
     }
 
     pub(super) fn carry_out(&mut self, now: Instant, id: CommandId, verb: Verb, name: Arc<str>) {
-        self.actions.push(Action::Begin { id });
         let answer = match verb {
             Verb::Add(rules) => self.add(now, id, &name, rules),
             verb => match self.children.find(&name) {

@@ -54,7 +54,10 @@ impl Core {
                     self.fell(now, key, end);
                 }
             }
-            Deferred::Command { id, verb, name } => self.carry_out(now, id, verb, name),
+            Deferred::Command { id, verb, name } => {
+                self.actions.push(Action::Begin { id });
+                self.carry_out(now, id, verb, name);
+            }
         }
     }
 
