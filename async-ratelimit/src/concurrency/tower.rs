@@ -37,13 +37,13 @@ impl<S> Layer<S> for ConcurrencyLimitLayer {
 /// [`ConcurrencyLimit`] in front of a tower service.
 ///
 /// `poll_ready` reserves the permit, waiting for it where the queue allows, so that backpressure reaches the caller; the
-/// response future holds it. A service that is dropped before its call gives the permit back. A refusal is the answer of
-/// the call, never of `poll_ready`, and does not reach the inner service; asked again before the call, `poll_ready` looks
-/// whether there is room now.
+/// response future holds it. It waits no longer than the queue allows, and at most until the [deadline](async_policy::Deadline); the family's
+/// `TimeoutLayer` outside sets one for `poll_ready` too. A refusal is the answer of the call, never of `poll_ready`, and does not reach the inner
+/// service; asked again before the call, `poll_ready` looks whether there is room now.
 ///
-/// A permit stays reserved until the service is called or dropped. A layer outside that asks for readiness and then does not
-/// call keeps it so long; put layers that refuse in `call` inside this one, unless they drop the service that was ready, as
-/// those of this crate do.
+/// The permit stays reserved until the service is called or dropped. So it is held in vain by a layer outside that makes its service ready and then
+/// neither calls nor drops it, because it waits first or refuses: put such a layer inside this one. The layers of this crate may be outside: they drop the
+/// ready service when they refuse, and [`RateLimitLayer`](crate::RateLimitLayer) also while it waits for a cell.
 #[derive(Debug)]
 pub struct ConcurrencyLimitService<S> {
     inner: S,

@@ -19,7 +19,7 @@ use crate::wake::wake_all;
 /// ([`Reason::TooManyKeys`]), though they themselves have nothing in flight.
 ///
 /// Room is kept per shard, of which there are at least 64, each with a margin: at least `max_keys` keys may be busy, some more where it is
-/// large, and where it is small many more (1 admits some hundreds).
+/// large, and where it is small many more (several hundred even where it says 1).
 ///
 /// ```
 /// use async_ratelimit::KeyedConcurrencyLimit;
@@ -97,7 +97,7 @@ impl<K: ?Sized> KeyedConcurrencyLimitBuilder<K> {
         Self { limit, queue, name, max_keys, key: PhantomData }
     }
 
-    /// How many keys may be busy at least before further ones are refused; it bounds the memory. It binds coarsely: see
+    /// How many keys may be busy at least before further ones are refused; it bounds the memory. It is a rough bound: see
     /// [`KeyedConcurrencyLimit`].
     pub const fn with_max_keys(mut self, max_keys: usize) -> Self {
         self.max_keys = max_keys;

@@ -33,8 +33,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// busy ones that have used least are forgotten first, and begin again with a full burst. Keys that somebody waits for are never
 /// forgotten: with seven eighths of the room taken by them nobody can wait for a further key ([`Reason::TooManyKeys`]).
 ///
-/// Room is kept per shard, of which there are at least 64, each with a margin: a small `max_keys` binds coarsely (1 keeps some hundreds
-/// of keys).
+/// Room is kept per shard, of which there are at least 64, each with a margin: a small `max_keys` is only a rough bound (several
+/// hundred keys are kept even where it says 1).
 ///
 /// ```
 /// use async_ratelimit::{KeyedRateLimit, Quota};

@@ -37,10 +37,15 @@ impl<S> Layer<S> for RateLimitLayer {
 
 /// [`RateLimit`] in front of a tower service.
 ///
-/// The cell is taken in the response future, waiting for it where the queue allows: a cell taken by `poll_ready` could not
-/// be given back. The inner service that was polled ready waits with it, and is dropped with a refusal; `poll_ready` is the
-/// inner service's. (A thread keeps a handle of the limit whose cell it took last: that limit's memory is free when the thread ends or takes
-/// another's.)
+/// `poll_ready` is the inner service's. The cell is taken in the response future, waiting for it where the queue allows: a cell taken by
+/// `poll_ready` could not be given back.
+///
+/// Who waits for a cell holds nothing of the inner service. Where the cell is there at once, the service that was polled ready is called.
+/// Where it is not, that service is dropped, and what it had reserved (a permit of a concurrency limit, a place in a buffer) is given
+/// back: at once with a refusal, and also for the length of a wait. Once the cell is granted, a clone of the service is polled ready and
+/// called. That second wait is the inner service's own, under the deadline in force; the cell is spent by then, and an error is the answer of the call.
+///
+/// (A thread keeps a handle of the limit whose cell it took last: that limit's memory is free when the thread ends or takes another's.)
 #[derive(Clone, Debug)]
 pub struct RateLimitService<S> {
     inner: S,
@@ -97,11 +102,24 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropping it gives up its place in the queue, or drops the inner response; a cell once taken stays taken.
+    /// Dropping it gives up its place in the queue or what it has reserved inside, or drops the inner response; a cell once taken stays taken.
     #[must_use = "futures do nothing unless polled"]
     pub struct RateLimitFuture<S: Service<R>, R> {
         #[pin]
         state: State<S, R>,
+    }
+}
+
+pin_project! {
+    /// Waits for its cell, and then for its service.
+    #[project = QueuedProj]
+    struct Queued {
+        #[pin]
+        wait: Wait<Arc<Shared>>,
+        // It has its cell.
+        granted: bool,
+        // Its service is the one that was polled ready before the call.
+        holds: bool,
     }
 }
 
@@ -111,7 +129,7 @@ pin_project! {
     enum State<S: Service<R>, R> {
         Begins { limit: Arc<Shared>, ready: Option<(S, R)> },
         // Boxed, because only who waits needs its timer: the future is small where it is made and moved.
-        Waits { wait: Pin<Box<Wait<Arc<Shared>>>>, ready: Option<(S, R)> },
+        Waits { queued: Pin<Box<Queued>>, ready: Option<(S, R)> },
         Runs { #[pin] future: S::Future },
     }
 }
@@ -119,6 +137,16 @@ pin_project! {
 impl<S: Service<R>, R> std::fmt::Debug for RateLimitFuture<S, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RateLimitFuture").finish_non_exhaustive()
+    }
+}
+
+const DONE: &str = "not polled after it was ready";
+
+/// What the service has reserved is for others while this one waits. Only once it has its place: nobody gets before it by that.
+#[cold]
+fn give_back<S: Clone, R>(ready: &mut Option<(S, R)>) {
+    if let Some((service, _)) = ready {
+        *service = service.clone();
     }
 }
 
@@ -130,7 +158,7 @@ fn refused<T, E: PolicyError>(ready: &mut Option<T>, rejection: Rejection) -> E 
 
 impl<S, R> Future for RateLimitFuture<S, R>
 where
-    S: Service<R>,
+    S: Service<R> + Clone,
     S::Error: PolicyError,
 {
     type Output = Result<S::Response, S::Error>;
@@ -146,9 +174,10 @@ where
                     ready!(poll_proceed(cx)).made_progress();
                     if !limit.take_now(1) {
                         if limit.queue.max_len > 0 {
-                            let wait = Box::pin(Wait::new(Arc::clone(limit), 1));
+                            let wait = Wait::new(Arc::clone(limit), 1);
+                            let queued = Box::pin(Queued { wait, granted: false, holds: true });
                             let ready = ready.take();
-                            this.state.set(State::Waits { wait, ready });
+                            this.state.set(State::Waits { queued, ready });
                             continue;
                         }
                         if let Err(rejection) = limit.try_now(1) {
@@ -157,14 +186,35 @@ where
                     }
                     ready
                 }
-                StateProj::Waits { wait, ready } => {
-                    if let Err(rejection) = ready!(wait.as_mut().poll(cx)) {
-                        return Poll::Ready(Err(refused(ready, rejection)));
+                // Refusals are made here, not in a function of their own: if one returned them, each result of a call would pass through
+                // memory.
+                StateProj::Waits { queued, ready } => {
+                    let QueuedProj { wait, granted, holds } = queued.as_mut().project();
+                    if !*granted {
+                        match wait.poll(cx) {
+                            Poll::Ready(Ok(())) => *granted = true,
+                            Poll::Ready(Err(rejection)) => {
+                                return Poll::Ready(Err(refused(ready, rejection)));
+                            }
+                            Poll::Pending => {
+                                if std::mem::take(holds) {
+                                    give_back(ready);
+                                }
+                                return Poll::Pending;
+                            }
+                        }
+                    }
+                    if !*holds {
+                        let (service, _) = ready.as_mut().expect(DONE);
+                        if let Err(error) = ready!(service.poll_ready(cx)) {
+                            *ready = None;
+                            return Poll::Ready(Err(error));
+                        }
                     }
                     ready
                 }
             };
-            let (mut service, request) = ready.take().expect("not polled after it was ready");
+            let (mut service, request) = ready.take().expect(DONE);
             let future = service.call(request);
             if let StateWas::Begins { limit, .. } =
                 this.state.as_mut().project_replace(State::Runs { future })

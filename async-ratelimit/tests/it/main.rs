@@ -15,6 +15,8 @@ mod rate;
 mod telemetry;
 #[cfg(feature = "tower")]
 mod tower;
+#[cfg(feature = "tower")]
+mod tower_waits;
 
 use std::time::Duration;
 

@@ -83,6 +83,22 @@ async fn the_longest_wait_ends_in_poll_ready_and_is_told_by_the_call() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_wait_in_poll_ready_ends_with_the_deadline_of_a_timeout_outside() {
+    let limit = ConcurrencyLimit::builder(1).with_queue(1, None).build().unwrap();
+    let _held = limit.try_acquire().unwrap();
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(Timeout::from_millis(50)))
+        .layer(ConcurrencyLimitLayer::new(limit.clone()))
+        .map_err(Failure::Operation)
+        .service(service_fn(slow));
+    let started = Instant::now();
+    let refused = service.oneshot(1).await.unwrap_err();
+    assert!((50..=51).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+    assert!(refused.rejection().is_some(), "{refused}");
+    assert_eq!(limit.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_rate_layer_takes_its_cell_in_the_response_future() {
     let quota = Quota::per_second(10).with_burst(1);
     let limit = RateLimit::builder(quota).with_queue(10, None).build().unwrap();
