@@ -1,12 +1,10 @@
 //! Limits as configuration. Numbers and durations come in as plain text first, so that every error names the field and the value.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
-use ::serde::{Deserialize, Deserializer, de};
+use ::serde::{Deserialize, Serialize, Serializer};
+use async_policy::written::Text;
 use async_policy::{ConfigError, Name};
-use humantime_serde::re::humantime::parse_duration;
 
 use crate::concurrency::check_limit;
 use crate::keyed::check_max_keys;
@@ -16,47 +14,9 @@ use crate::{
     RateLimitBuilder,
 };
 
-/// A number or a text.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Any;
-
-        impl de::Visitor<'_> for Any {
-            type Value = Text;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number or a text")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_owned()))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Text, E> {
-                Ok(Text(value.to_string()))
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Text, E> {
-                Ok(Text(value.to_string()))
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Text, E> {
-                Ok(Text(value.to_string()))
-            }
-        }
-
-        from.deserialize_any(Any)
-    }
-}
-
-fn number<T: FromStr>(field: &'static str, Text(text): &Text, expected: &str) -> Result<T, ConfigError> {
-    text.parse().map_err(|_| ConfigError::new(field, text, expected))
-}
-
-fn duration(field: &'static str, Text(text): &Text) -> Result<Duration, ConfigError> {
-    parse_duration(text).map_err(|_| ConfigError::new(field, text, "a duration such as \"250ms\""))
+/// A duration with its units: `250ms`.
+pub(crate) fn duration<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    Text::of(*duration).serialize(to)
 }
 
 /// What the builders take their counts as.
@@ -74,10 +34,10 @@ impl TryFrom<RawQuota> for Quota {
     type Error = ConfigError;
 
     fn try_from(raw: RawQuota) -> Result<Self, ConfigError> {
-        let cells = number("quota.cells", &raw.cells, COUNT)?;
-        let mut quota = Self::new(cells, duration("quota.period", &raw.period)?);
+        let cells = raw.cells.parse("quota.cells", COUNT)?;
+        let mut quota = Self::new(cells, raw.period.duration("quota.period")?);
         if let Some(burst) = raw.burst {
-            quota = quota.with_burst(number("quota.burst", &burst, COUNT)?);
+            quota = quota.with_burst(burst.parse("quota.burst", COUNT)?);
         }
         quota.check()?;
         Ok(quota)
@@ -93,19 +53,19 @@ struct RawQueue {
 
 fn queue(raw: Option<RawQueue>) -> Result<Queue, ConfigError> {
     let Some(raw) = raw else { return Ok(Queue::NONE) };
-    let max_wait = raw.max_wait.map(|wait| duration("queue.max_wait", &wait)).transpose()?;
-    Ok(Queue { max_len: number("queue.max_len", &raw.max_len, "a whole number")?, max_wait })
+    let max_wait = raw.max_wait.map(|wait| wait.duration("queue.max_wait")).transpose()?;
+    Ok(Queue { max_len: raw.max_len.parse("queue.max_len", "a whole number")?, max_wait })
 }
 
 fn max_keys(raw: Option<Text>) -> Result<usize, ConfigError> {
     let Some(raw) = raw else { return Ok(DEFAULT_MAX_KEYS) };
-    let max_keys = number("max_keys", &raw, "1 to 2^32")?;
+    let max_keys = raw.parse("max_keys", "1 to 2^32")?;
     check_max_keys(max_keys)?;
     Ok(max_keys)
 }
 
 fn limit(raw: &Text) -> Result<u32, ConfigError> {
-    let limit = number("limit", raw, COUNT)?;
+    let limit = raw.parse("limit", COUNT)?;
     check_limit(limit)?;
     Ok(limit)
 }

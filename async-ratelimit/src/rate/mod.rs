@@ -74,10 +74,10 @@ pub struct RateSnapshot {
     /// How many callers wait.
     pub waiting: usize,
     /// After how long a newcomer would get a cell, behind those who wait.
-    #[cfg_attr(feature = "serde", serde(serialize_with = "humantime_serde::serialize"))]
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::serde::duration"))]
     pub next: Duration,
     /// After how long the burst would be full again, if no cell but those waited for were taken.
-    #[cfg_attr(feature = "serde", serde(serialize_with = "humantime_serde::serialize"))]
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::serde::duration"))]
     pub full: Duration,
 }
 

@@ -50,7 +50,7 @@ pub const LONGEST_BURST: Duration = Duration::from_secs(10 * 365 * 86_400);
 )]
 pub struct Quota {
     cells: u32,
-    #[cfg_attr(feature = "serde", serde(serialize_with = "humantime_serde::serialize"))]
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::serde::duration"))]
     period: Duration,
     burst: u32,
 }

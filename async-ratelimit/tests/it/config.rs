@@ -46,6 +46,7 @@ fn a_quota_that_makes_no_sense_is_refused_when_it_is_read() {
     let with_cells = |cells| json!({"cells": cells, "period": "1s"});
     assert_eq!(error(with_cells(json!(0))), "invalid `quota.cells`: 0; expected at least 1");
     assert!(error(with_cells(json!("many"))).starts_with("invalid `quota.cells`: many;"));
+    assert!(error(with_cells(json!(true))).starts_with("invalid `quota.cells`: true;"));
     assert!(error(with_cells(json!(1.5))).starts_with("invalid `quota.cells`: 1.5;"));
     assert!(error(json!({"cells": 1, "period": "0s"})).starts_with("invalid `quota.period`: 0ns;"));
     assert!(error(json!({"cells": 1, "period": "1s", "burst": 0})).starts_with("invalid `quota.burst`: 0;"));
