@@ -36,16 +36,26 @@ pub(crate) fn emit(policy: PolicyKind, name: Option<&Name>, event: &Event<'_>) {
 }
 
 #[cfg(feature = "tracing")]
+const TARGET: &str = "async_ratelimit";
+
+#[cfg(feature = "tracing")]
 fn trace(policy: PolicyKind, name: Option<&Name>, event: &Event<'_>) {
-    let name = name.map(|name| &**name);
+    let (policy, name) = (policy.as_str(), name.map(|name| &**name));
     match event {
-        Event::Rejected(rejection) => tracing::debug!(name, %rejection, "refused"),
-        Event::Waited(wait) => tracing::trace!(%policy, name, ?wait, "let in after a wait"),
-        Event::LimitChanged { from, to } => tracing::info!(%policy, name, from, to, "limit changed"),
-        Event::QuotaChanged { from, to } => tracing::info!(%policy, name, ?from, ?to, "quota changed"),
+        Event::Rejected(rejection) => {
+            let (reason, retry_after) = (rejection.reason().as_str(), rejection.retry_after());
+            tracing::debug!(target: TARGET, policy, name, reason, ?retry_after, "refused");
+        }
+        Event::Waited(wait) => tracing::trace!(target: TARGET, policy, name, ?wait, "let in after a wait"),
+        Event::LimitChanged { from, to } => {
+            tracing::info!(target: TARGET, policy, name, from, to, "limit changed");
+        }
+        Event::QuotaChanged { from, to } => {
+            tracing::info!(target: TARGET, policy, name, ?from, ?to, "quota changed");
+        }
         Event::QuotaTooFine(quota) => {
             let (rate, reached) = (quota.rate(), quota.waiting_rate());
-            tracing::warn!(%policy, name, ?quota, rate, reached, "callers who wait cannot reach the rate: raise the burst");
+            tracing::warn!(target: TARGET, policy, name, ?quota, rate, reached, "callers who wait cannot reach the rate: raise the burst");
         }
     }
 }
@@ -59,7 +69,7 @@ fn measure(policy: PolicyKind, name: Option<&Name>, event: &Event<'_>) {
     let name = || name.map_or_else(String::new, |name| name.to_string());
     match event {
         Event::Rejected(rejection) => {
-            let reason = rejection.reason().to_string();
+            let reason = rejection.reason().as_str();
             metrics::counter!("async_ratelimit_refused_total", "limit" => policy, "name" => name(), "reason" => reason)
                 .increment(1);
         }

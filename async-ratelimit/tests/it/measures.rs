@@ -81,9 +81,9 @@ fn refusals_waits_and_changes_are_measured() {
         [
             ("async_ratelimit_limit limit=concurrency name=db".to_owned(), 3_f64.to_bits()),
             ("async_ratelimit_limit limit=rate name=".to_owned(), 0.5_f64.to_bits()),
-            one("async_ratelimit_refused_total limit=concurrency name=db reason=limit reached"),
-            one("async_ratelimit_refused_total limit=concurrency name=db reason=wait longer than allowed"),
-            one("async_ratelimit_refused_total limit=rate name= reason=limit reached"),
+            one("async_ratelimit_refused_total limit=concurrency name=db reason=limit_reached"),
+            one("async_ratelimit_refused_total limit=concurrency name=db reason=wait_too_long"),
+            one("async_ratelimit_refused_total limit=rate name= reason=limit_reached"),
             ("async_ratelimit_wait_seconds limit=rate name=".to_owned(), 0.25_f64.to_bits()),
         ]
     );

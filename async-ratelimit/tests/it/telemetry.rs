@@ -54,9 +54,9 @@ async fn refusals_waits_and_changes_are_told_and_the_healthy_path_is_silent() {
     assert_eq!(
         log.lines(),
         [
-            "DEBUG async_ratelimit::event: refused name=\"db\" rejection=concurrency limit `db` refused: limit reached",
-            "TRACE async_ratelimit::event: let in after a wait policy=concurrency limit name=\"db\" wait=5ms",
-            "INFO async_ratelimit::event: limit changed policy=concurrency limit name=\"db\" from=1 to=2",
+            "DEBUG async_ratelimit: refused policy=\"concurrency_limit\" name=\"db\" reason=\"limit_reached\" retry_after=None",
+            "TRACE async_ratelimit: let in after a wait policy=\"concurrency_limit\" name=\"db\" wait=5ms",
+            "INFO async_ratelimit: limit changed policy=\"concurrency_limit\" name=\"db\" from=1 to=2",
         ]
     );
 }
@@ -77,15 +77,12 @@ async fn a_quota_that_waiting_callers_cannot_reach_is_warned_of() {
     }
     let limit = RateLimit::builder(fine).with_queue(10, None).build().unwrap();
     let [line] = log.lines().try_into().unwrap();
-    assert!(
-        line.starts_with("WARN async_ratelimit::event: callers who wait cannot reach the rate"),
-        "{line}"
-    );
+    assert!(line.starts_with("WARN async_ratelimit: callers who wait cannot reach the rate"), "{line}");
     assert!(line.ends_with("rate=50000.0 reached=1000.0"), "{line}");
     limit.set_quota(fine.with_burst(50)).unwrap();
     settle().await;
     let [line] = log.lines().try_into().unwrap();
-    assert!(line.starts_with("INFO async_ratelimit::event: quota changed policy=rate limit from="), "{line}");
+    assert!(line.starts_with("INFO async_ratelimit: quota changed policy=\"rate_limit\" from="), "{line}");
     // A change is a build, and so is a limit for each key.
     limit.set_quota(fine).unwrap();
     let [_, line] = log.lines().try_into().unwrap();
