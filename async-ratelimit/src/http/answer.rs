@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_policy::{Failure, PolicyKind, Reason, Rejection};
+use async_policy::{Failure, PolicyError, PolicyKind, Reason, Rejection};
 use http::{Response, StatusCode};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -72,6 +72,41 @@ impl<S> Layer<S> for AnswerLayer {
     }
 }
 
+/// The answer of [`AnswerLayer`], for a handler that calls policies itself: `429` or `503` for a refusal, `504` for a time-out, `None` for an error
+/// of the operation's own.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// use async_ratelimit::http::answer;
+/// use async_ratelimit::{Failure, Policy, Quota, RateLimit};
+/// use http::{Response, StatusCode};
+///
+/// async fn handler(limit: &RateLimit) -> Response<String> {
+///     let quote = limit.call(async || Err::<String, _>("no such symbol")).await;
+///     quote.map_or_else(|failure| not_found_or(&failure), Response::new)
+/// }
+///
+/// fn not_found_or(failure: &Failure<&str>) -> Response<String> {
+///     answer(failure).unwrap_or_else(|| {
+///         let mut response = Response::new(failure.to_string());
+///         *response.status_mut() = StatusCode::NOT_FOUND;
+///         response
+///     })
+/// }
+///
+/// let limit = RateLimit::builder(Quota::per_minute(1)).build().unwrap();
+/// assert_eq!(handler(&limit).await.status(), 404);
+/// let refused = handler(&limit).await;
+/// assert_eq!((refused.status(), &refused.headers()["retry-after"]), (StatusCode::TOO_MANY_REQUESTS, "60"));
+/// # }
+/// ```
+///
+/// The fields of a rate limit are added by [`rate_limit_fields`](super::rate_limit_fields). The body is the default one; `answer(…).map(|answer| answer.map(|()| body))` gives it another. What [`try_acquire`](crate::RateLimit::try_acquire) refuses is
+/// lifted into a failure first: `Failure::<Infallible>::from(rejection)`.
+pub fn answer<C: Default>(error: &impl PolicyError) -> Option<Response<C>> {
+    Refused::of(error, None).map(Refused::answer)
+}
+
 /// A service that answers where policies refuse: see [`AnswerLayer`].
 #[derive(Debug)]
 pub struct AnswerService<S> {
@@ -83,7 +118,7 @@ pub struct AnswerService<S> {
 
 /// What to answer with.
 #[derive(Clone, Copy, Debug)]
-struct Refused {
+pub(super) struct Refused {
     status: StatusCode,
     retry_after: Option<Duration>,
 }
@@ -125,7 +160,14 @@ where
 impl Refused {
     const TIMED_OUT: Self = Self { status: StatusCode::GATEWAY_TIMEOUT, retry_after: None };
 
-    fn new(rejection: &Rejection, otherwise: Option<Duration>) -> Self {
+    fn of(error: &impl PolicyError, otherwise: Option<Duration>) -> Option<Self> {
+        match error.rejection() {
+            Some(rejection) => Some(Self::new(rejection, otherwise)),
+            None => error.timed_out().map(|_| Self::TIMED_OUT),
+        }
+    }
+
+    pub(super) fn new(rejection: &Rejection, otherwise: Option<Duration>) -> Self {
         let status = match rejection.policy() {
             PolicyKind::RateLimit => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -134,7 +176,7 @@ impl Refused {
         Self { status, retry_after: rejection.retry_after().or(otherwise) }
     }
 
-    fn answer<C: Default>(self) -> Response<C> {
+    pub(super) fn answer<C: Default>(self) -> Response<C> {
         let mut response = Response::new(C::default());
         *response.status_mut() = self.status;
         if let Some(wait) = self.retry_after {

@@ -18,9 +18,21 @@ pub(super) fn retry_after(headers: &mut HeaderMap, wait: Duration) {
     headers.insert(RETRY_AFTER, HeaderValue::from(seconds(wait)));
 }
 
-/// What the limit allows (`q` cells per window of `w` seconds), and what is left of it: `r` cells now, and the full burst again
-/// after `t` seconds.
-pub(super) fn rate_limit(headers: &mut HeaderMap, name: Option<&str>, limit: &RateSnapshot) {
+/// Adds the fields `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10, as
+/// [`HttpRateLimitLayer`](super::HttpRateLimitLayer) does: what the limit allows (`q` cells per window of `w` seconds), and what is left of it
+/// (`r` cells now, and the full burst again after `t` seconds).
+///
+/// ```
+/// use async_ratelimit::http::rate_limit_fields;
+/// use async_ratelimit::{Quota, RateLimit};
+///
+/// let limit = RateLimit::builder(Quota::per_minute(60)).with_name("api").build().unwrap();
+/// let mut response = http::Response::new(());
+/// rate_limit_fields(response.headers_mut(), limit.name(), &limit.snapshot());
+/// assert_eq!(response.headers()["ratelimit-policy"], "\"api\";q=60;w=60");
+/// assert_eq!(response.headers()["ratelimit"], "\"api\";r=60");
+/// ```
+pub fn rate_limit_fields(headers: &mut HeaderMap, name: Option<&str>, limit: &RateSnapshot) {
     // A structured string holds printable ASCII, and neither quote nor backslash as such.
     let plain = |c: &char| matches!(c, ' '..='~') && !matches!(c, '"' | '\\');
     let name: String = name.unwrap_or("default").chars().filter(plain).collect();

@@ -5,6 +5,7 @@ mod extract;
 mod fields;
 mod rate;
 
-pub use answer::{AnswerFuture, AnswerLayer, AnswerService};
+pub use answer::{AnswerFuture, AnswerLayer, AnswerService, answer};
 pub use extract::{ByHeader, ByPath, ByPeer, KeyExtractor, by_header, by_path, by_peer};
+pub use fields::rate_limit_fields;
 pub use rate::{HttpRateLimitFuture, HttpRateLimitLayer, HttpRateLimitService, RequestKey};

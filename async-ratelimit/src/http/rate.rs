@@ -2,13 +2,15 @@ use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_policy::Rejection;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::answer::Refused;
 use super::extract::KeyExtractor;
 use super::fields;
 use crate::{KeyedRateLimit, RateSnapshot};
@@ -126,13 +128,10 @@ where
             StateProj::Running { future } => ready!(future.poll(cx))?,
             StateProj::Refused { rejection } => {
                 let rejection = rejection.take().expect("not polled after it was ready");
-                let mut response = Response::new(C::default());
-                *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-                fields::retry_after(response.headers_mut(), rejection.retry_after().unwrap_or_default());
-                response
+                Refused::new(&rejection, Some(Duration::ZERO)).answer()
             }
         };
-        fields::rate_limit(response.headers_mut(), this.limit.name(), this.snapshot);
+        fields::rate_limit_fields(response.headers_mut(), this.limit.name(), this.snapshot);
         Poll::Ready(Ok(response))
     }
 }

@@ -4,9 +4,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_policy::{Timeout, TimeoutLayer};
-use async_ratelimit::http::{AnswerLayer, HttpRateLimitLayer, KeyExtractor, by_header, by_path, by_peer};
+use async_ratelimit::http::{
+    AnswerLayer, HttpRateLimitLayer, KeyExtractor, answer, by_header, by_path, by_peer, rate_limit_fields,
+};
 use async_ratelimit::{
     ConcurrencyLimit, ConcurrencyLimitLayer, Failure, KeyedRateLimit, Quota, RateLimit, RateLimitLayer,
+    TimedOut,
 };
 use http::header::{HeaderName, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
@@ -233,4 +236,34 @@ async fn what_readiness_was_refused_with_holds_until_it_is_asked_for_again() {
     service.ready().await.unwrap();
     drop(held);
     assert_eq!(service.ready().await.unwrap().call(with_key("x")).await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_calls_policies_itself_gives_the_answers_of_the_layer() {
+    type Error = Failure<&'static str>;
+    let bulkhead = ConcurrencyLimit::builder(1).build().unwrap();
+    let rate = RateLimit::builder(Quota::per_minute(30).with_burst(1)).with_name("api").build().unwrap();
+    rate.try_acquire().unwrap();
+    let _held = bulkhead.try_acquire().unwrap();
+    let errors = [
+        (Error::from(rate.try_acquire().unwrap_err()), 429, Some("2")),
+        (Error::from(bulkhead.try_acquire().unwrap_err()), 503, None),
+        (Error::TimedOut(TimedOut::new(ms(100))), 504, None),
+    ];
+    for (error, status, retry_after) in errors {
+        let by_hand = answer::<String>(&error).unwrap();
+        assert_eq!((by_hand.status().as_u16(), field(&by_hand, "retry-after")), (status, retry_after));
+        let service = ServiceBuilder::new()
+            .layer(AnswerLayer::new())
+            .service(service_fn(async |_: Request<String>| Err::<Response<String>, _>(error.clone())));
+        let by_layer = service.oneshot(with_key("x")).await.unwrap();
+        assert_eq!((by_layer.status(), by_layer.headers()), (by_hand.status(), by_hand.headers()));
+    }
+    assert!(answer::<String>(&Error::Operation("no such symbol")).is_none());
+    // A refusal in a box is found.
+    let boxed: Box<dyn std::error::Error + Send + Sync> = rate.try_acquire().unwrap_err().into();
+    let mut by_hand = answer::<String>(&boxed).unwrap();
+    assert_eq!(by_hand.status(), StatusCode::TOO_MANY_REQUESTS);
+    rate_limit_fields(by_hand.headers_mut(), rate.name(), &rate.snapshot());
+    assert_eq!(field(&by_hand, "ratelimit"), Some("\"api\";r=0;t=2"));
 }
