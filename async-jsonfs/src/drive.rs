@@ -17,20 +17,23 @@ use crate::panics::contained;
 
 /// A store, of whatever type.
 pub(crate) trait Drive: Send + Sync + 'static {
+    /// Changes that are over, and whose callers have not been told.
+    type Over;
+
     fn file(&self) -> &JsonFile;
-    /// Commits what waits; all of it has been told when this returns.
-    fn commit(&self, held: &Held<'_>);
-    /// Tells all that wait that it cannot be.
-    fn fail(&self, fault: Fault);
-    /// Whether more waits. If not, there is no driver from here on.
-    fn more(&self) -> bool;
+    /// Commits what waits.
+    fn commit(&self, held: &Held<'_>) -> Self::Over;
+    /// Nothing that waits can be.
+    fn fail(&self, fault: Fault) -> Self::Over;
+    /// Tells the callers. Whether more waits: if not, there is no driver from here on.
+    fn tell(&self, over: Self::Over) -> bool;
 }
 
 /// Whoever makes the commits, until no more waits. Dropped before that, it has a thread take over.
-pub(crate) struct Driver(Option<Arc<dyn Drive>>);
+pub(crate) struct Driver<S: Drive>(Option<Arc<S>>);
 
-impl Driver {
-    pub(crate) fn new(store: Arc<dyn Drive>) -> Self {
+impl<S: Drive> Driver<S> {
+    pub(crate) fn new(store: Arc<S>) -> Self {
         Self(Some(store))
     }
 
@@ -44,13 +47,13 @@ impl Driver {
         let Some(store) = &self.0 else { return };
         // Closed when nobody waits for it.
         let replaced = Cell::new(None);
-        match store.file().try_exclusive(&replaced, |held| store.commit(held)) {
+        let over = match store.file().try_exclusive(&replaced, |held| store.commit(held)) {
             // Somebody else is on the file: a thread waits.
             Ok(None) => return,
-            Ok(Some(())) => {}
+            Ok(Some(over)) => over,
             Err(fault) => store.fail(fault),
-        }
-        if !store.more() {
+        };
+        if !store.tell(over) {
             self.0 = None;
         } else if let Ok(runtime) = Handle::try_current() {
             // Not in this job: a runtime that shuts down waits for it to end.
@@ -59,7 +62,7 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl<S: Drive> Drop for Driver<S> {
     fn drop(&mut self) {
         let Some(store) = self.0.take() else { return };
         let taken = Arc::clone(&store);
@@ -67,8 +70,8 @@ impl Drop for Driver {
         if let Err(error) = thread.spawn(move || drive(&*taken)) {
             loop {
                 let source = io::Error::from(error.kind());
-                store.fail(ErrorKind::Io { step: "start a thread to wait for the file", source }.into());
-                if !store.more() {
+                let kind = ErrorKind::Io { step: "start a thread to wait for the file", source };
+                if !store.tell(store.fail(kind.into())) {
                     return;
                 }
             }
@@ -77,14 +80,15 @@ impl Drop for Driver {
 }
 
 /// Makes all commits that there are, in a thread that may wait.
-fn drive(store: &dyn Drive) {
+fn drive(store: &impl Drive) {
     loop {
+        let mut more = None;
         contained(|| {
-            if let Err(fault) = store.file().blocking_exclusive(|held| store.commit(held)) {
-                store.fail(fault);
-            }
+            let replaced = Cell::new(None);
+            let done = store.file().blocking_exclusive(&replaced, |held| store.commit(held));
+            more = Some(store.tell(done.unwrap_or_else(|fault| store.fail(fault))));
         });
-        if !store.more() {
+        if !more.unwrap_or_else(|| store.tell(store.fail(ErrorKind::Panicked.into()))) {
             return;
         }
     }

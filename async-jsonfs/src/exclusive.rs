@@ -115,14 +115,14 @@ pub(crate) fn run_blocking<R>(
     ops: &dyn Ops,
     path: &Path,
     options: &Options,
+    replaced: &Cell<Option<File>>,
     work: impl FnOnce(&Held<'_>) -> Result<R, Fault>,
 ) -> Result<R, Fault> {
     let path = absolute(path)?;
     let _spelled = SPELLED.entry(path.clone()).blocking_turn();
     let (mut stage, mut work) = (Stage::Fresh(path), work);
-    let replaced = Cell::new(None);
     loop {
-        match advance(ops, stage, options, &replaced, work)? {
+        match advance(ops, stage, options, replaced, work)? {
             Progress::Done(done) => return done,
             Progress::Queue { target, entry, work: back } => {
                 let turn = Arc::clone(&entry).blocking_turn();

@@ -160,23 +160,21 @@ impl JsonFile {
     }
 
     /// [`exclusive`](Self::exclusive) without a wait: `None` if somebody else is on the file.
-    pub(crate) fn try_exclusive(
+    pub(crate) fn try_exclusive<R>(
         &self,
         replaced: &Cell<Option<File>>,
-        work: impl FnOnce(&Held<'_>),
-    ) -> Result<Option<()>, Fault> {
-        exclusive::try_run(&*self.ops, &self.path, &self.options, replaced, |held| {
-            work(held);
-            Ok(())
-        })
+        work: impl FnOnce(&Held<'_>) -> R,
+    ) -> Result<Option<R>, Fault> {
+        exclusive::try_run(&*self.ops, &self.path, &self.options, replaced, |held| Ok(work(held)))
     }
 
     /// [`exclusive`](Self::exclusive) in a thread that may wait.
-    pub(crate) fn blocking_exclusive(&self, work: impl FnOnce(&Held<'_>)) -> Result<(), Fault> {
-        exclusive::run_blocking(&*self.ops, &self.path, &self.options, |held| {
-            work(held);
-            Ok(())
-        })
+    pub(crate) fn blocking_exclusive<R>(
+        &self,
+        replaced: &Cell<Option<File>>,
+        work: impl FnOnce(&Held<'_>) -> R,
+    ) -> Result<R, Fault> {
+        exclusive::run_blocking(&*self.ops, &self.path, &self.options, replaced, |held| Ok(work(held)))
     }
 
     pub(crate) fn format(&self) -> Format {

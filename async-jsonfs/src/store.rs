@@ -51,8 +51,8 @@ type Changes<T> = Vec<Box<dyn Change<T>>>;
 /// Commits are made by jobs on the blocking pool of a caller's runtime. Callers may be of several runtimes: it does not matter which of them are
 /// polled, and when one shuts down, the callers of the others are served all the same.
 ///
-/// A caller that is dropped before its closure's turn withdraws it; later its change is committed with the others', and nobody is told. When the
-/// replaced file is freed, before the answer or after, is as [`JsonFile`] has it.
+/// A caller that is dropped before its closure's turn withdraws it; later its change is committed with the others', and nobody is told. Whoever is
+/// told finds the lock free; when the replaced file is freed, before that or after, is as [`JsonFile`] has it.
 ///
 /// Clones are handles of the same store. The last one dropped does not cut off what is queued; [`close`](Self::close)
 /// waits for it.
@@ -292,7 +292,7 @@ where
 
     fn drive(&self, runtime: &Handle, next: Next) {
         if next == Next::Drive {
-            Driver::new(Arc::clone(&self.0) as Arc<dyn Drive>).start(runtime);
+            Driver::new(Arc::clone(&self.0)).start(runtime);
         }
     }
 }
@@ -310,11 +310,13 @@ impl<T> Drive for Inner<T>
 where
     T: Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
+    type Over = Over<T>;
+
     fn file(&self) -> &JsonFile {
         &self.file
     }
 
-    fn commit(&self, held: &Held<'_>) {
+    fn commit(&self, held: &Held<'_>) -> Over<T> {
         let mut batch = lock(&self.queue).take();
         let mut disk = std::mem::take(&mut *lock(&self.disk));
         let state = Arc::clone(&lock(&self.committed));
@@ -323,26 +325,32 @@ where
         *lock(&self.disk) = disk;
         let old = now.map(|now| std::mem::replace(&mut *lock(&self.committed), now));
         tell(&held.target.path, &Event::Committed { changes: batch.len() });
-        match failed {
-            None => finish(batch, Ok(())),
-            Some(fault) => finish(batch, Err(&self.file.error(fault))),
+        Over { batch, failed, states: (old, Some(state)) }
+    }
+
+    fn fail(&self, fault: Fault) -> Over<T> {
+        Over { batch: lock(&self.queue).take(), failed: Some(fault), states: (None, None) }
+    }
+
+    fn tell(&self, over: Over<T>) -> bool {
+        let Over { batch, failed, states } = over;
+        // A caller that is alone starts the next commit itself, rather than to have this thread do it, which it would have to wake for. Of many, those
+        // told first must not begin one before the others are there.
+        let ended = batch.len() == 1 && !lock(&self.queue).more();
+        let error = failed.map(|fault| self.file.error(fault));
+        for change in batch {
+            change.finish(error.as_ref().map_or(Ok(()), Err));
         }
         // Here, where it holds nobody up, not under the lock, and after all have been told.
-        let_go((old, state));
-    }
-
-    fn fail(&self, fault: Fault) {
-        let batch = lock(&self.queue).take();
-        finish(batch, Err(&self.file.error(fault)));
-    }
-
-    fn more(&self) -> bool {
-        lock(&self.queue).more()
+        let_go(states);
+        !ended && lock(&self.queue).more()
     }
 }
 
-fn finish<T>(batch: Changes<T>, commit: Result<(), &Error>) {
-    for change in batch {
-        change.finish(commit);
-    }
+/// A commit, when the file has been let go of.
+struct Over<T> {
+    batch: Changes<T>,
+    failed: Option<Fault>,
+    /// What was committed before.
+    states: (Option<Arc<T>>, Option<Arc<T>>),
 }

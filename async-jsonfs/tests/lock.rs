@@ -209,3 +209,24 @@ async fn a_lock_file_that_somebody_removes_protects_nobody_and_is_not_relied_on(
     change.await.unwrap().unwrap();
     assert_eq!(load::<u8>(&path).await.unwrap(), 2);
 }
+
+#[tokio::test]
+async fn whoever_is_told_finds_the_lock_free() {
+    let _alone = ALONE.lock().await;
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.json");
+    let free = || {
+        let lock = File::open(dir.path().join(".a.json.lock")).unwrap();
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    };
+    let store = Store::<u32>::open_or_default(&path).await.unwrap();
+    for _ in 0..50 {
+        store.update(|n| *n += 1).await.unwrap();
+        free();
+        update(&path, |n: &mut u32| *n += 1).await.unwrap();
+        free();
+    }
+    store.close().await.unwrap();
+    free();
+    assert_eq!(load::<u32>(&path).await.unwrap(), 100);
+}
