@@ -116,6 +116,19 @@ async fn a_batch_closes_before_it_is_too_heavy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_that_one_did_not_fit_in_does_not_wait_for_its_delay() {
+    let weigh = |key: &u64| *key as usize;
+    let builder = Batcher::builder().with_max_weight(n(100), weigh).with_max_delay(ms(1000));
+    let (batcher, log) = doubler(builder, ms(10));
+    let (first, did_not_fit) = (load(&batcher, 60), load(&batcher, 50));
+    let started = Instant::now();
+    first.await.unwrap().unwrap();
+    assert!(started.elapsed() < ms(15));
+    did_not_fit.await.unwrap().unwrap();
+    assert_eq!(batches(&log), [[60], [50]]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_that_one_did_not_fit_in_takes_keys_again_when_somebody_leaves() {
     let weigh = |key: &u64| *key as usize;
     let (batcher, log) = doubler(Batcher::builder().with_max_weight(n(100), weigh), ms(100));

@@ -265,6 +265,7 @@ async fn the_limit_can_change_while_it_runs() {
 #[tokio::test(start_paused = true)]
 async fn an_item_that_was_woken_may_raise_the_limit_or_request_the_stop_and_wait_for_it() {
     let (limit, stop, second) = (Limit::new(n(1)), Stop::new(), Semaphore::new(0));
+    let began = Instant::now();
     let run = Gather::new(n(1)).with_limit(&limit).with_stop(&stop).run(0..2, async |item| {
         if item == 1 {
             second.add_permits(1);
@@ -277,7 +278,8 @@ async fn an_item_that_was_woken_may_raise_the_limit_or_request_the_stop_and_wait
         stop.request();
         pending::<Result<(), ()>>().await
     });
-    let outcomes = timeout(ms(100), run).await.expect("the gather sees both");
+    let outcomes = timeout(ms(100), run).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "no time-out has to wake it");
     assert_eq!(outcomes.failures(), [(0, ItemError::Cancelled)]);
     assert_eq!(outcomes.stopped(), Some(Stopped::Requested));
 }

@@ -57,6 +57,13 @@ async fn an_item_may_call_a_policy_of_its_own() {
     assert_eq!(outcomes.values(), [4]);
     assert!(matches!(outcomes.failures(), [(1, ItemError::Operation(Failure::TimedOut(_)))]));
     assert_eq!(outcomes.detail(0).unwrap().attempts, 1);
+
+    // In a task each, too: what it calls goes with it.
+    let spawned = Gather::up_to::<2>().spawn(["slow", "fast"], move |host: &str| {
+        let policy = patience(host);
+        async move { policy.call(|| fetch(host)).await }
+    });
+    assert_eq!(tokio::spawn(spawned).await.unwrap().values(), [4]);
 }
 
 #[tokio::test(start_paused = true)]
