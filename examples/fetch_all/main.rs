@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_jsonfs::{JsonFile, save};
-use async_supervisor::{AutoShutdown, Cause, Child, Restart, Shutdown, Supervisor};
+use async_supervisor::{AutoShutdown, Cause, Child, Restart, Shutdown, Signal, Supervisor};
 use clap::Parser;
 
 use crate::exchange::Exchange;
@@ -139,7 +139,7 @@ async fn fetch_all(args: Args) -> Result<ExitCode, Boxed> {
         }
         Cause::Stopped => {
             say("interrupted; run it again to fetch the rest");
-            Ok(ExitCode::from(130))
+            Ok(ended.signal().map_or(ExitCode::FAILURE, Signal::exit_code))
         }
         _ => Err(ended.to_string().into()),
     }

@@ -138,12 +138,12 @@ fn wait_for(child: &mut std::process::Child, limit: Duration) -> Option<std::pro
 fn an_interrupt_drains_and_saves_and_the_next_run_goes_on() {
     let out = TempDir::new().unwrap();
     let args = ["--rate", "60", "--checkpoint", "0.1"];
-    for signal in [Signal::INT, Signal::TERM] {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let mut child = fetch_all(out.path(), &args).stdout(Stdio::null()).spawn().expect("it starts");
         assert!(wait_for(&mut child, Duration::from_millis(1500)).is_none());
         kill_process(Pid::from_child(&child), signal).unwrap();
         let status = wait_for(&mut child, Duration::from_secs(30)).expect("it drains and ends");
-        assert_eq!(status.code(), Some(130));
+        assert_eq!(status.code(), Some(code));
         let (good, _) = assert_complete(out.path());
         assert_eq!(read(&out.path().join("checkpoint.json")).len(), good);
         assert!(good > 0);
