@@ -15,6 +15,7 @@ pub struct Detail<I> {
     /// How often the item was started: once, or as often as its policies did.
     pub attempts: u32,
     /// From its start until it ended.
+    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub elapsed: Duration,
 }
 

@@ -71,6 +71,7 @@ pub struct Snapshot {
     /// Items that were under way when their gather stopped or was dropped.
     pub cancelled: usize,
     /// From the first gather's start until now, or until the last one's end. It stands still in a pause between two.
+    #[cfg_attr(feature = "serde", serde(with = "humantime_serde"))]
     pub elapsed: Duration,
 }
 

@@ -90,4 +90,5 @@ async fn what_is_shown_can_be_serialized() {
     let summary = run.for_each(async |_| {}).await;
     let text = serde_json::to_string(&(progress.snapshot(), summary)).unwrap();
     assert!(text.contains(r#""total":3,"done":3"#) && text.contains(r#""stopped":null"#), "{text}");
+    assert!(text.contains(r#""elapsed":"0s""#), "{text}");
 }
