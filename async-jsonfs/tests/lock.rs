@@ -1,6 +1,7 @@
 //! Waiting for other processes. `flock` locks belong to the open file, so a second descriptor here is as good as a process.
 
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_jsonfs::{JsonFile, Outcome, Saved, Store, load, save, update};
@@ -19,10 +20,14 @@ fn hold(dir: &TempDir) -> File {
 /// The threads that wait are counted for the whole process, so one test at a time, and in a program of their own.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+fn waiting() -> Vec<PathBuf> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let name = |task: &PathBuf| fs::read_to_string(task.join("comm")).unwrap_or_default();
+    tasks.filter(|task| name(task).trim() == "jsonfs-lock").collect()
+}
+
 fn threads_waiting() -> usize {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    names.filter(|name| name.trim() == "jsonfs-lock").count()
+    waiting().len()
 }
 
 #[tokio::test]
@@ -193,15 +198,13 @@ async fn a_lock_file_that_somebody_removes_protects_nobody_and_is_not_relied_on(
     while threads_waiting() == 0 {
         tokio::task::yield_now().await;
     }
+    let before = waiting();
     // A cleaner, and then a writer that makes it anew.
     fs::remove_file(dir.path().join(".a.json.lock")).unwrap();
     let second = hold(&dir);
     drop(first);
-    // What the change waited for is not the lock any more: it waits for the new one.
-    while threads_waiting() > 0 {
-        tokio::task::yield_now().await;
-    }
-    while threads_waiting() == 0 {
+    // What the change waited for is not the lock any more: it waits for the new one, in another thread.
+    while waiting().iter().all(|thread| before.contains(thread)) {
         tokio::task::yield_now().await;
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
