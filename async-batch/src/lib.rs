@@ -24,6 +24,10 @@ mod work;
 #[cfg(feature = "indicatif")]
 pub use indicatif;
 
+pub use async_policy::{
+    ConfigError, Deadline, Failure, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason,
+    Rejection, TimedOut, Timeout, Verdict,
+};
 pub use batcher::{Batcher, BatcherBuilder, LoadError, Loaded, WhenFull};
 pub use detail::{Detail, Detailed, Plain};
 pub use error::{ItemError, Panicked};

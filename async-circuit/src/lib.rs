@@ -20,8 +20,8 @@ mod trip;
 mod window;
 
 pub use async_policy::{
-    ConfigError, Failure, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason, Rejection,
-    TimedOut, Timeout, Verdict,
+    ConfigError, Deadline, Failure, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason,
+    Rejection, TimedOut, Timeout, Verdict,
 };
 pub use breaker::CircuitBreaker;
 pub use config::{CircuitBreakerBuilder, DEFAULT_HALF_OPEN_LIMIT, DEFAULT_PROBES, Recovery};

@@ -36,6 +36,7 @@ mod tell;
 mod tests;
 mod version;
 
+pub use async_policy::{Deadline, PolicyKind, Reason, Rejection, TimedOut, Timeout};
 pub use error::{Error, ErrorKind, Location, Outcome, UpdateError};
 pub use file::{JsonFile, Saved};
 #[cfg(feature = "patch")]

@@ -16,8 +16,8 @@ mod sync;
 mod wake;
 
 pub use async_policy::{
-    ConfigError, Deadline, Failure, Guard, Name, Operation, Policy, PolicyError, Reason, Rejection, TimedOut,
-    Timeout, Verdict,
+    ConfigError, Deadline, Failure, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason,
+    Rejection, TimedOut, Timeout, Verdict,
 };
 pub use concurrency::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencySnapshot, OwnedPermit, Permit};
 #[cfg(feature = "tower")]

@@ -21,7 +21,10 @@ mod state;
 #[cfg(feature = "tower")]
 mod tower;
 
-pub use async_policy::{ConfigError, Failure, Operation, Policy, PolicyError, Rejection, TimedOut, Verdict};
+pub use async_policy::{
+    ConfigError, Deadline, Failure, Guard, Name, Operation, Policy, PolicyError, PolicyKind, Reason,
+    Rejection, TimedOut, Timeout, Verdict,
+};
 pub use backoff::{Backoff, DEFAULT_BASE, DEFAULT_CAP, DEFAULT_FACTOR, Delays, Jitter, MAX_CAP};
 pub use budget::{AWS_CAPACITY, AWS_COST, AWS_TIMEOUT_COST, After, Budget, BudgetCall, BudgetToken};
 pub use event::{AttemptOutcome, Event};
